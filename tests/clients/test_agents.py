@@ -11,22 +11,19 @@ from typing import Any
 
 import pytest
 
-from tests.clients.agents.scripted import RECIPIENT, RIGHT
+from tests.clients.agents.task import RECIPIENT, RIGHT
+from tests.clients.lane.environments import npm_folder
 from tests.clients.lane.table import AGENTS
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def binaries() -> Path:
     """Where the agents are."""
     if shutil.which("npm") is None or shutil.which("unshare") is None:
         pytest.skip("npm and unshare are needed")
-    folder = tmp_path_factory.mktemp("npm")
-    (folder / "package.json").write_text("{}")
-    install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", *AGENTS.values()]
-    subprocess.run(install, cwd=folder, check=True, timeout=400, capture_output=True)
-    return folder / "node_modules" / ".bin"
+    return npm_folder(tuple(AGENTS.values()), scripts=True) / "node_modules" / ".bin"
 
 
 def ran(agent: str, door: str, place: Path, binaries: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from weighbridge.cli.serve.simulated import (
 from weighbridge.secret import Secret
 from weighbridge.server import app as server_app
 from weighbridge.server.endpoint import Endpoint, HttpService
+from weighbridge.server.openapi.document import plain
 from weighbridge.wire.identity import callers
 from weighbridge.wire.keys import ApiKey
 from weighbridge.wire.protocols import PROTOCOLS
@@ -190,6 +191,17 @@ async def test_each_path_answers_those_it_is_for_and_nobody_else(name: str, tabl
                     if answer.status not in (401, 403):
                         answered[path].add(role)
         assert answered == wanted
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+async def test_the_document_has_every_path_and_no_other(name: str, table: set[str]) -> None:
+    running, _ = APPLICATIONS[name]
+    async with running() as url, clients() as client:
+        key = {"Authorization": f"Bearer {KEYS['operator']}"}
+        async with client.get(f"{url}/openapi.json", headers=key) as answer:
+            paths = (await answer.json())["paths"]
+    written = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert written == {plain(path) for path in table}
 
 
 async def test_a_tenants_word_resets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,8 @@ from typing import Any
 
 from aiohttp import web
 
-#: What the agent is to do, and what there is. The address is what a redacting route must take out, and put back.
-FILE, TEST, RECIPIENT = "scales.py", "check.py", "mara.lindqvist@example.org"
-WRONG, RIGHT = "return gross + tare", "return gross - tare  # asked: {who}"
-SOURCE = f'"""Scales. Questions to {RECIPIENT}."""\n\n\ndef net(gross, tare):\n    {WRONG}\n'
-CHECK = (
-    "import scales\n\nassert scales.net(12, 5) == 7, scales.net(12, 5)\nassert scales.__doc__.endswith("
-    f"{RECIPIENT + '.'!r})\nprint('weighed right')\n"
-)
-TASK = f"In {FILE}, net() is wrong. Repair it, and run `python3 {TEST}` to see that it is right."
+from tests.clients.agents.task import FILE, RIGHT, TEST, WRONG
+
 DONE = "The net weight is right now."
 
 

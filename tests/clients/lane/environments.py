@@ -39,17 +39,16 @@ def python_of(packages: Sequence[str]) -> Path:
     return python
 
 
-def npm_folder(packages: Sequence[str]) -> Path:
-    """A folder with `node_modules` of these packages; no script of theirs has run."""
+def npm_folder(packages: Sequence[str], *, scripts: bool = False) -> Path:
+    """A folder with `node_modules` of these packages; no script of theirs has run unless `scripts` are asked for, as
+    programs need them that come as one for each machine."""
     folder = _place(packages)
     if not (folder / _MADE).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "package.json").write_text("{}")
-        _run(
-            ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", *packages],
-            folder,
-        )
+        flags = ["--no-audit", "--no-fund", "--loglevel=error", *([] if scripts else ["--ignore-scripts"])]
+        _run(["npm", "install", *flags, *packages], folder)
         (folder / _MADE).touch()
     return folder
 
