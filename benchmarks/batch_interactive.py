@@ -1,26 +1,46 @@
 """What a batch costs those who wait for answers: the same chats beside a batch and without one, by turns.
 
-    python benchmarks/batch_interactive.py --pairs 4 --chats 40
+    python benchmarks/batch_interactive.py --rounds 6 --chats 100
 
 One server over the default model, or over `--model`. Chats come one every `--every` seconds, streamed;
-of each the time to its first token and to its end is taken. In every second turn a batch is under way that would
-take the whole machine. The aim: p99 with it is at most 1.1 times that without.
+of each the time to its first token and to its end is taken. A round has four turns: alone, twice beside a batch that
+would take the whole machine, alone. What drifts on the machine meets both alike, and the second turns alone beside the
+first ones say what chance makes of equal ones. The aim: the p99 of all chats beside the batch is at most 1.1 times that
+of all alone. The interval is that of nine in ten re-drawings of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
 import statistics
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 CHAT = "/v1/chat/completions"
+#: Seconds that a batch may take to begin, and to be over once it is cancelled.
+PATIENCE = 60.0
+REDRAWN = 2_000
+
+
+@dataclass
+class Round:
+    """Seconds to the first token and to the end, of each chat of its four turns."""
+
+    alone: list[list[tuple[float, float]]] = field(default_factory=list)
+    beside: list[list[tuple[float, float]]] = field(default_factory=list)
+    lines: int = 0  # of the batch that were answered meanwhile
+    load: float = 0.0  # of the machine, when it ended
 
 
 def call(url: str, path: str, body: Any = None, method: str | None = None) -> Any:
@@ -57,8 +77,35 @@ def batch_of(url: str, number: int) -> str:
         }
         for n in range(2_000)
     ]
-    asked = {"input_file_id": upload(url, lines), "endpoint": CHAT, "completion_window": "1h"}
+    asked = {"input_file_id": upload(url, lines), "endpoint": CHAT, "completion_window": "24h"}
     return str(call(url, "/v1/batches", asked)["id"])
+
+
+def waited_for(what: str, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what}: not within {PATIENCE:.0f} s")
+        time.sleep(0.1)
+
+
+@contextmanager
+def batch(url: str, number: int) -> Iterator[str]:
+    """A batch that is under way, until the block ends and none of its lines runs any more."""
+    name = batch_of(url, number)
+    waited_for("no line of the batch was answered", lambda: answered(url, name) > 0)
+    yield name
+    if call(url, f"/v1/batches/{name}")["status"] != "in_progress":
+        raise SystemExit("the batch was over before the chats were; give it more lines")
+    call(url, f"/v1/batches/{name}/cancel", method="POST")
+    waited_for(
+        "the batch was not cancelled", lambda: call(url, f"/v1/batches/{name}")["status"] == "cancelled"
+    )
+    waited_for("the machine did not come to rest", lambda: not call(url, "/v1/load")["running_requests"])
+
+
+def answered(url: str, name: str) -> int:
+    return int(call(url, f"/v1/batches/{name}")["request_counts"]["completed"])
 
 
 def chat(url: str, number: int, tokens: int) -> tuple[float, float]:
@@ -75,40 +122,78 @@ def chat(url: str, number: int, tokens: int) -> tuple[float, float]:
 
 
 def turn(url: str, args: argparse.Namespace, number: int) -> list[tuple[float, float]]:
+    """Chats that nobody has asked before, all of them as long."""
     with ThreadPoolExecutor(16) as pool:
-        asked = []
+        asked, began = [], time.monotonic()
         for n in range(args.chats):
-            asked.append(pool.submit(chat, url, number * 1000 + n, args.tokens))
-            time.sleep(args.every)
+            asked.append(pool.submit(chat, url, 100_000 + number * 1000 + n, args.tokens))
+            time.sleep(max(0.0, began + (n + 1) * args.every - time.monotonic()))
         return [one.result() for one in asked]
 
 
-def p99(values: list[float]) -> float:
+def round_of(url: str, args: argparse.Namespace, number: int) -> Round:
+    found = Round()
+    found.alone.append(turn(url, args, 4 * number))
+    with batch(url, number) as name:
+        before = answered(url, name)
+        found.beside += [turn(url, args, 4 * number + 1), turn(url, args, 4 * number + 2)]
+        found.lines = answered(url, name) - before
+    found.alone.append(turn(url, args, 4 * number + 3))
+    found.load = os.getloadavg()[0]
+    return found
+
+
+def p99(values: Sequence[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
 
 
-def measured(url: str, args: argparse.Namespace) -> dict[str, Any]:
-    turn(url, args, 999)  # warm
-    pairs = []
-    for pair in range(args.pairs):
-        alone = turn(url, args, 2 * pair)
-        name = batch_of(url, pair)
-        time.sleep(2.0)  # it is under way
-        before = call(url, f"/v1/batches/{name}")["request_counts"]["completed"]
-        beside = turn(url, args, 2 * pair + 1)
-        after = call(url, f"/v1/batches/{name}")["request_counts"]["completed"]
-        call(url, f"/v1/batches/{name}/cancel", method="POST")
-        while call(url, f"/v1/batches/{name}")["status"] != "cancelled":
-            time.sleep(0.1)
-        row: dict[str, Any] = {"lines": after - before}
-        for place, what in enumerate(("first", "whole")):
-            for name_, of in (("p50", statistics.median), ("p99", p99)):
-                a, b = (of([one[place] for one in each]) for each in (alone, beside))
-                row[f"{what}_{name_}"] = [round(1e3 * a, 1), round(1e3 * b, 1), round(b / a, 3)]
-        pairs.append(row)
-        print(json.dumps(row), flush=True)
-    ratios = {key: statistics.median(row[key][2] for row in pairs) for key in pairs[0] if key != "lines"}
-    return {"pairs": pairs, "ratios": ratios}
+#: What is told of the chats: the place of its seconds, and what is made of them.
+FIGURES = {
+    f"{what}_{name}": (place, of)
+    for place, what in enumerate(("first", "whole"))
+    for name, of in (("p50", statistics.median), ("p99", p99))
+}
+
+
+def figures(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
+    """Of all rounds together: milliseconds alone and beside, their ratio, and that of the second turns alone to the
+    first ones."""
+    told = {}
+    for name, (place, of) in FIGURES.items():
+        first, last = (of([chat[place] for one in rounds for chat in one.alone[at]]) for at in (0, 1))
+        alone = of([chat[place] for one in rounds for chats in one.alone for chat in chats])
+        beside = of([chat[place] for one in rounds for chats in one.beside for chat in chats])
+        told[name] = {
+            "alone_ms": round(1e3 * alone, 1),
+            "beside_ms": round(1e3 * beside, 1),
+            "ratio": round(beside / alone, 3),
+            "alone_twice": round(last / first, 3),
+        }
+    return told
+
+
+def intervals(rounds: Sequence[Round]) -> dict[str, list[float]]:
+    """Between which two ratios nine of ten lie, when the rounds are drawn again with repetition."""
+    rng = random.Random(1)
+    drawn = [figures(rng.choices(rounds, k=len(rounds))) for _ in range(REDRAWN)]
+    found = {}
+    for name in FIGURES:
+        ratios = sorted(one[name]["ratio"] for one in drawn)
+        found[name] = [ratios[int(0.05 * REDRAWN)], ratios[int(0.95 * REDRAWN)]]
+    return found
+
+
+def measured(url: str, args: argparse.Namespace) -> None:
+    turn(url, args, 800)  # warm
+    rounds: list[Round] = []
+    for number in range(args.rounds):
+        rounds.append(round_of(url, args, number))
+        last = rounds[-1]
+        ratios = {name: one["ratio"] for name, one in figures([last]).items()}
+        print(json.dumps({"lines": last.lines, "load": round(last.load, 1), **ratios}), flush=True)
+    told = figures(rounds)
+    for name, interval in intervals(rounds).items():
+        print(json.dumps({"figure": name, **told[name], "nine_in_ten": interval}))
 
 
 def main() -> None:
@@ -117,8 +202,8 @@ def main() -> None:
     )
     parser.add_argument("--model", default="default")
     parser.add_argument("--port", type=int, default=18931)
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--chats", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--chats", type=int, default=100, help="of a turn")
     parser.add_argument("--every", type=float, default=0.5, help="seconds between two chats")
     parser.add_argument("--tokens", type=int, default=16)
     args = parser.parse_args()
@@ -132,7 +217,7 @@ def main() -> None:
                 break
             except OSError:
                 time.sleep(0.2)
-        print(json.dumps(measured(url, args)["ratios"]))
+        measured(url, args)
     finally:
         server.terminate()
         server.wait(60)
