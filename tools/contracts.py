@@ -68,6 +68,7 @@ PURE = (
     "!fleet.kv.feed",  # listens
     "fleet.load.*",
     "!fleet.load.weigher",  # tokenises in a thread
+    "fleet.limits.days",
     "fleet.limits.tenant",
     "fleet.on_demand.occupancy",
     "fleet.policies.*",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from weighbridge.errors import BadInput, RateLimited
 from weighbridge.fleet.limits.periods import calendar, day_at
-from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
+from weighbridge.fleet.limits.tenant import DAY, Limiter, TenantLimits
 
 
 def test_500_at_once_overshoot_by_no_more_than_one_estimate() -> None:
@@ -185,3 +185,23 @@ def test_a_clock_that_is_set_back_gives_nobody_a_day_again() -> None:
     wall -= 3600.0
     with pytest.raises(RateLimited):
         limiter.reserve("t", "three", 1, 1.0, 130.0)
+
+
+@pytest.mark.parametrize("ahead", [2 * DAY, 30 * DAY, 365 * DAY])
+def test_a_clock_that_was_ahead_keeps_a_day_shut_no_longer_than_that_in_which_it_was_put_right(
+    ahead: float,
+) -> None:
+    wall = right = at("2026-06-01 22:00", "UTC")
+    limiter = Limiter(
+        default=TenantLimits(usd_per_day=1.0, zone="UTC"), calendar=calendar(lambda: 0.0, lambda: wall)
+    )
+    limiter.reserve("t", "one", 1, 1.0, 0.0)
+    wall = right + ahead
+    limiter.reserve("t", "two", 1, 1.0, 10.0)
+    wall = right
+    with pytest.raises(RateLimited) as refused:
+        limiter.reserve("t", "three", 1, 1.0, 20.0)
+    assert refused.value.retry_after == pytest.approx(2 * 3600.0 - 20.0)
+    with pytest.raises(RateLimited):
+        limiter.reserve("t", "three", 1, 1.0, 2 * 3600.0 - 1.0)
+    limiter.reserve("t", "three", 1, 1.0, 2 * 3600.0 + 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tests.fleet.backends import Backend, Front, fleet, serving
 from weighbridge.errors import RateLimited
 from weighbridge.fleet.limits.rates import Rate, duration, rate_headers
+from weighbridge.fleet.limits.remaining import UsedUp, retry_after, used_up
 from weighbridge.fleet.limits.tenant import SLOTS, Limiter, SlidingWindow, TenantLimits
 
 #: As OpenAI writes it: hours and minutes where there are any, and seconds; milliseconds below one.
@@ -157,3 +159,23 @@ async def test_only_limits_that_there_are_are_told() -> None:
         status, said = await rates(front, "gateway")
     assert status == 200
     assert set(said) == {"limit-tokens", "remaining-tokens", "reset-tokens"}
+
+
+@pytest.mark.parametrize("ours", [-365 * 86_400.0, -86_400.0, 0.0, 86_400.0, 365 * 86_400.0])
+def test_a_date_is_held_against_the_clock_of_whoever_wrote_it(ours: float) -> None:
+    """A clock of ours that is wrong makes a gateway neither hammer a backend nor rest for an hour."""
+    said_at = 1_790_000_000.0
+    dated = {"date": formatdate(said_at, usegmt=True)}
+    assert (
+        retry_after({**dated, "retry-after": formatdate(said_at + 30.0, usegmt=True)}, said_at + ours) == 30.0
+    )
+    for reset in (str(int(said_at) + 30), str(int(said_at + 30) * 1000)):
+        left = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}
+        assert used_up({**dated, **left}, said_at + ours) == UsedUp("requests", 30.0)
+
+
+@pytest.mark.parametrize("date", ["", "x", "Mon, 99 Foo 12026", "0" * 100_000])
+def test_a_date_that_is_none_leaves_the_clock_of_our_own(date: str) -> None:
+    now = 1_790_000_000.0
+    headers = {"date": date, "retry-after": formatdate(now + 30.0, usegmt=True)}
+    assert retry_after(headers, now) == 30.0

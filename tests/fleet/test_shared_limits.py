@@ -492,3 +492,106 @@ def test_what_is_wrong_is_said(section: str, said: str) -> None:
     text = config_of([Backend("a", url="http://127.0.0.1:1")], top=f"shared_limits: {section}")
     with pytest.raises(BadInput, match=said):
         parse_config(text, "weighbridge.yaml", Path("."))
+
+
+# -- Redis's clock is set --------------------------------------------------------------------------------------
+
+DAY = 86_400
+
+
+class SetClock:
+    """Redis's scripts with a clock that is `ahead` of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0
+        self._real = shared_limits.RESERVE, shared_limits.SETTLE
+        self._patch = monkeypatch
+
+    def set(self, ahead: int, *doors: Door) -> None:
+        self.ahead = ahead
+        read = f"local clock = redis.call('TIME') clock[1] = tostring(tonumber(clock[1]) + {ahead})"
+        reserve, settle = (one.replace("local clock = redis.call('TIME')", read) for one in self._real)
+        for door in doors:
+            door.shared._reserve = door.shared._redis.register_script(reserve)
+            door.shared._settle = door.shared._redis.register_script(settle)
+
+
+class TestARedisWhoseClockIsSet:
+    pytestmark = real
+
+    @pytest.mark.parametrize("step", [3600, DAY, 365 * DAY])
+    async def test_that_was_ahead_limits_by_the_minute_are_not_full_for_longer(
+        self, redis: Server, monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        await redis.ready()
+        three = doors(redis, tokens_per_minute=1000, requests_per_minute=10)
+        a, b, _ = three
+        clock = SetClock(monkeypatch)
+        clock.set(step, *three)
+        await a.reserve("one", 900)
+        await a.settle("one", 800)
+        clock.set(0, *three)
+        with pytest.raises(RateLimited, match="tokens_per_minute 1000, 800 are used") as refused:
+            await b.shared.reserve("t", "two", 300, 0.0)
+        assert (refused.value.retry_after or 0) <= 62
+        clock.set(62, *three)
+        await b.shared.reserve("t", "three", 1000, 0.0)
+        await closed(*three)
+
+    @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+    @pytest.mark.parametrize("step", [3 * DAY, 365 * DAY])
+    async def test_that_was_ahead_money_counts_for_a_day_and_not_for_longer(
+        self, redis: Server, monkeypatch: pytest.MonkeyPatch, step: int, zone: str | None
+    ) -> None:
+        await redis.ready()
+        more = {} if zone is None else {"zone": zone}
+        three = doors(redis, usd_per_day=2.0, **more)
+        a, b, _ = three
+        clock = SetClock(monkeypatch)
+        clock.set(step, *three)
+        await a.shared.reserve("t", "one", 1, 1.5)
+        clock.set(0, *three)
+        with pytest.raises(RateLimited, match=r"usd_per_day 2, 1\.5 are used") as refused:
+            await b.shared.reserve("t", "two", 1, 0.75)
+        assert (refused.value.retry_after or 0) <= DAY + 1500
+        a.shared.settle(
+            "t", "one", 1, 0.75
+        )  # what was reserved under the other clock is settled all the same
+        await until(lambda: not a.shared._tasks)
+        await b.shared.reserve("t", "three", 1, 1.25)
+        clock.set(2 * DAY, *three)
+        with suppress(RateLimited):  # from the answer it learns which day it is there
+            await b.shared.reserve("t", "four", 1, 2.0)
+        await b.shared.reserve("t", "four", 1, 2.0)
+        await closed(*three)
+
+    async def test_that_was_ahead_what_died_is_given_back_within_a_lease(
+        self, redis: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await redis.ready()
+        three = doors(redis, concurrent_tokens=100)
+        a, b, _ = three
+        clock = SetClock(monkeypatch)
+        clock.set(365 * DAY, *three)
+        await a.shared.reserve("t", "lost", 100, 0.0)
+        clock.set(0, *three)
+        with pytest.raises(RateLimited):
+            await b.shared.reserve("t", "next", 50, 0.0)
+        clock.set(shared_limits.LEASE_SECONDS + 5, *three)
+        await b.shared.reserve("t", "next", 50, 0.0)
+        await closed(*three)
+
+    @pytest.mark.parametrize("step", [-365 * DAY, -3 * DAY, 3 * DAY, 365 * DAY])
+    async def test_a_gateways_own_clock_that_is_set_spends_no_day_twice(
+        self, redis: Server, monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        await redis.ready()
+        three = doors(redis, usd_per_day=2.0, zone="Europe/Berlin")
+        a, b, c = three
+        now = time.time
+        await a.shared.reserve("t", "one", 1, 1.5)
+        monkeypatch.setattr(shared_limits.time, "time", lambda: now() + step)
+        for n, one in enumerate((a, b, c, a, b, c)):
+            with pytest.raises(RateLimited):
+                await one.shared.reserve("t", f"two {n}", 1, 1.0)
+        await closed(*three)

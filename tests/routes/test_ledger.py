@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from tests.state.small_disk import needs_own_disk, resize, run_on_disk
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.days import current_day
 from weighbridge.routes import budget
 from weighbridge.routes.budget import Budgets, Cashier, Ledger, Reservation
 from weighbridge.routes.ledger import books
-from weighbridge.routes.ledger.books import current_day
 
 DAY = 86_400.0
 NOON = datetime(2026, 5, 10, 12, tzinfo=UTC).timestamp()

@@ -346,3 +346,41 @@ async def test_a_refusal_says_when_the_budget_resets(budgets: str, least: int, m
         assert (answer.status, body["error"]["code"]) == (429, "cloud_denied")
         assert "it resets at" in body["error"]["message"]
         assert least <= int(answer.headers["retry-after"]) <= most
+
+
+@pytest.mark.parametrize("ahead", [30 * HOUR, 60 * 24 * HOUR, 365 * 24 * HOUR])
+def test_a_clock_that_was_ahead_gives_no_window_twice_and_locks_none(ahead: float) -> None:
+    book, clock = ledger(Budgets(total=[Allowance(1.0, Per.WINDOW, 24)]), at("2026-03-28 12:00"))
+    right = clock.now
+    assert spend(book, 0.5) is None
+    clock.now = right + ahead
+    assert spend(book, 0.5) is None
+    clock.now = right + HOUR
+    refused = book.reserve("ann", "auto", 0.25)
+    assert isinstance(refused, Denial), (
+        "what was spent before the clock was set, and while it was ahead, counts"
+    )
+    assert refused.retry_after is not None
+    assert refused.retry_after <= 26 * HOUR
+    clock.now = right + 25 * HOUR
+    assert isinstance(book.reserve("ann", "auto", 0.6), Denial), (
+        "what was spent ahead is a day old by now, not more"
+    )
+    assert spend(book, 0.5) is None
+    clock.now = right + 27 * HOUR
+    assert spend(book, 0.5) is None
+
+
+@pytest.mark.parametrize("back", [30 * HOUR, 365 * 24 * HOUR, 50 * 365 * 24 * HOUR])
+def test_a_clock_that_is_set_back_gives_no_window_twice_and_locks_none(back: float) -> None:
+    book, clock = ledger(Budgets(total=[Allowance(1.0, Per.WINDOW, 24)]), at("2026-03-28 12:00"))
+    right = clock.now
+    assert spend(book, 1.0) is None
+    clock.now = right - back
+    assert isinstance(book.reserve("ann", "auto", 0.25), Denial)
+    clock.now = right + 2 * HOUR
+    assert isinstance(book.reserve("ann", "auto", 0.25), Denial)
+    clock.now = right - back + HOUR
+    assert isinstance(book.reserve("ann", "auto", 0.25), Denial)
+    clock.now = right - back + 26 * HOUR
+    assert spend(book, 1.0) is None, "by this clock a day has passed"

@@ -243,6 +243,16 @@ async def test_an_hour_in_memory_and_its_days_on_disk(tmp_path: Path) -> None:
     await again.close()
 
 
+@pytest.mark.parametrize("back", [7200.0, 365 * 86_400.0])
+def test_a_clock_that_was_ahead_keeps_nothing_in_memory_for_longer(back: float) -> None:
+    memory = ResponseMemory(tenant_bytes=10 * RECORD_BYTES, all_bytes=10 * RECORD_BYTES, kept_s=KEPT_S)
+    memory.add(record("before"), 1000.0 + back)
+    memory.add(record("behind"), 1000.0)
+    assert memory.get("before", 1000.0 + KEPT_S - 1.0) is not None
+    assert memory.get("before", 1000.0 + KEPT_S) is None
+    assert memory.get("behind", 1000.0 + KEPT_S) is None
+
+
 async def test_a_conversation_lasts_as_long_as_it_goes_on(tmp_path: Path) -> None:
     clock = [1000.0]
     keeper = keeper_at(tmp_path / "r.sqlite", clock)

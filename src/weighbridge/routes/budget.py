@@ -26,11 +26,16 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.limits.periods import FIRST_SECOND, HOUR, LAST_SECOND, Day, day_at, moment
 from weighbridge.routes.ledger.allowance import NO_BUDGETS, Budgets, Concerned, Per
 from weighbridge.routes.ledger.books import (
+    KEPT_HOURS,
+    LATEST_HOUR,
     LEDGER,
     add,
     add_hour,
     drop,
+    drop_hours,
+    first_kept_hour,
     hourly,
+    latest_hour,
     month_total,
     read_day,
     stale_days,
@@ -38,6 +43,7 @@ from weighbridge.routes.ledger.books import (
     turn_to,
 )
 from weighbridge.routes.ledger.usage import UsageQuery, UsageRow, UsageTable, Used, first_day, usage_rows
+from weighbridge.state.believed_time import believed_time
 from weighbridge.state.database import check_version, connect, open_database, reason, sentence, transaction
 
 log = logging.getLogger("weighbridge.routes")
@@ -100,6 +106,7 @@ class _Now:
     seconds: float  # since the epoch
     day: str  # of the ledger: a clock that goes back opens none again
     today: Day
+    ahead: int | None = None  # since which hour it is known that the clock was ahead before; None: it was not
 
     @property
     def hour(self) -> int:
@@ -113,7 +120,7 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path | None, budgets: Budgets = NO_BUDGETS, clock: Callable[[], float] = time.time
+        self, path: Path | None, budgets: Budgets = NO_BUDGETS, clock: Callable[[], float] = believed_time
     ) -> None:
         self.budgets = budgets
         self.where = str(path) if path is not None else "in memory"
@@ -127,6 +134,8 @@ class Ledger:
         # Looking needs no lock in a file, and must not wait for a transaction that does.
         self._reader = self._db if path is None else connect(path, 0.0)
         self._stale: list[tuple[str, bool]] = []  # days to drop: whole, or only their tenants
+        self._behind: int | None = None  # the hour in which the clock was found behind what was taken
+        self._kept_from = 0, 0  # the hour in which that was looked at, and the first that is kept
 
     def reserve(self, tenant: str, route: str, usd: float) -> Reservation | str:
         """Set `usd` aside in every budget concerned, or say which of them is exhausted.
@@ -142,7 +151,7 @@ class Ledger:
             today = self.today()
             day, is_new = turn_to(self._db, today.name)
             self._tidy(is_new)
-            now = _Now(self._seconds(), day, today)
+            now = self._now(self._db, day, today)
             refusal = self._refusal(self._db, now, tenant, route, amount)
             if refusal:
                 return refusal
@@ -155,6 +164,7 @@ class Ledger:
             add(self._db, day, tenant, route, settled=0, reserved=amount)
             if hour:
                 add_hour(self._db, hour, tenant, route, amount)
+                self._tidy_hours(now)
         return reservation
 
     def refusal(self, tenant: str, route: str, usd: float) -> str:
@@ -166,7 +176,16 @@ class Ledger:
             return ""
         today = self.today()
         day, _ = read_day(self._reader, today.name)
-        return self._refusal(self._reader, _Now(self._seconds(), day, today), tenant, route, amount)
+        return self._refusal(self._reader, self._now(self._reader, day, today), tenant, route, amount)
+
+    def _now(self, db: sqlite3.Connection, day: str, today: Day) -> _Now:
+        now = _Now(self._seconds(), day, today)
+        if not self._rolls or latest_hour(db) <= now.hour:
+            self._behind = None
+            return now
+        behind = now.hour if self._behind is None else min(self._behind, now.hour)
+        self._behind = behind
+        return replace(now, ahead=behind)
 
     def _refusal(self, db: sqlite3.Connection, now: _Now, tenant: str, route: str, amount: int) -> str:
         for budget in self.budgets.concerned(tenant, route):
@@ -256,6 +275,13 @@ class Ledger:
         if self._stale and not drop(self._db, self._stale[0][0], whole=self._stale[0][1]):
             del self._stale[0]
 
+    def _tidy_hours(self, now: _Now) -> None:
+        """Drop some hours of which nobody asks any more, and those ahead that a clock has opened long ago."""
+        if self._kept_from[0] != now.hour:
+            self._kept_from = now.hour, first_kept_hour(self._db, now.hour)
+        long_ago = now.ahead is not None and now.ahead < now.hour - KEPT_HOURS
+        drop_hours(self._db, self._kept_from[1], now.hour if long_ago else LATEST_HOUR)
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing, alone among the threads and processes that share the file."""
@@ -282,7 +308,7 @@ class Ledger:
 def _window(db: sqlite3.Connection, budget: Concerned, now: _Now, amount: int) -> tuple[int, float]:
     """What a window that rolls has taken, and when it has room for `amount`, if nothing else comes."""
     allowance = budget.allowance
-    rows = hourly(db, now.hour, allowance.hours, budget.tenant, budget.route)
+    rows = hourly(db, now.hour, allowance.hours, budget.tenant, budget.route, now.ahead)
     taken = left = sum(amount for _, amount in rows)
     limit = round(allowance.usd * NANO)
     for hour, counted in rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -31,6 +30,7 @@ from weighbridge.server.batch.runner import BatchWork
 from weighbridge.server.batch.store import BatchStore, NoRoom, NoSuchRow
 from weighbridge.server.batch.upload import boundary_of, read_form
 from weighbridge.server.endpoint import Endpoint, HttpService, json_response
+from weighbridge.state.believed_time import believed_time
 from weighbridge.state.database import StateError
 from weighbridge.wire.body import apart, decode, read_body
 from weighbridge.wire.errors import ApiError
@@ -66,7 +66,7 @@ class Batches:
         protocols: Sequence[WireProtocol],
         clock: Callable[[], float],
         *,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = believed_time,
     ) -> None:
         """Raises BadInput for a file that cannot be used."""
         self._service = service

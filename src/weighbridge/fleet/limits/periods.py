@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.limits.tenant import Calendar
+from weighbridge.state.believed_time import believed_time
 
 HOUR = 3600.0
 #: What is dated at all, in seconds since the epoch: from its second day to some weeks before the end of the year 9999.
@@ -65,7 +65,7 @@ def moment(seconds: float, zone: str) -> str:
     )
 
 
-def calendar(clock: Callable[[], float], wall: Callable[[], float] = time.time) -> Calendar:
+def calendar(clock: Callable[[], float], wall: Callable[[], float] = believed_time) -> Calendar:
     """Which day it is, for who counts time on `clock`; `wall`: seconds since the epoch."""
 
     def day_of(zone: str, now: float) -> tuple[str, float]:

@@ -50,6 +50,7 @@ def used_up(headers: Mapping[str, str], wall_now: float) -> UsedUp | None:
     """
     if _REMAINING.isdisjoint(headers):
         return None
+    wall_now = _answered_at(headers, wall_now)
     longest: UsedUp | None = None
     for kind, remaining, reset in _HEADERS:
         left = headers.get(remaining)
@@ -95,10 +96,18 @@ def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
         except ValueError:
             pass
     given = headers.get("retry-after", "")[:LONGEST]
+    wall_now = _answered_at(headers, wall_now)
     if (whole := seconds_of(given, wall_now)) is not None:
         return whole
     parts = [seconds_of(part, wall_now) for part in given.split(",")]  # of two lines of that name
     return max((part for part in parts if part is not None), default=None)
+
+
+def _answered_at(headers: Mapping[str, str], wall_now: float) -> float:
+    """When an answer was given by the clock that its dates are of, where it says so: ours may be another."""
+    said = headers.get("date", "")
+    at = _epoch_of(said) if 0 < len(said) <= LONGEST_WORD else None
+    return wall_now if at is None else at
 
 
 def _epoch_of(text: str) -> float | None:

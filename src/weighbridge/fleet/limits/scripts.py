@@ -24,6 +24,13 @@ local function adjust(i, slot, amount)
   if redis.call('HEXISTS', KEYS[i], slot) == 1 then add(i, slot, amount) end
 end
 
+-- Slots of a clock that was ahead when it counted: what is further off than its window counts now.
+local function near(i, slot)
+  local most = widths[i] == 900 and 100 or 60
+  if tonumber(slot) > slots[i] + most then return slots[i] end
+  return tonumber(slot)
+end
+
 local function parse(record)
   local found = {}
   for part in string.gmatch(record, '%S+') do found[#found + 1] = tonumber(part) end
@@ -63,11 +70,37 @@ if ARGV[10] ~= '' then
     end
   end
 end
+local held, records, twins = 0, redis.call('HGETALL', KEYS[4]), {}
+local id, latest = string.match(ARGV[1], '^[^/]+(/.*)$'), now + tonumber(ARGV[4])
+for n = 1, #records, 2 do
+  local record = parse(records[n + 1])
+  if record[5] > latest + 1 then
+    local first, third = near(1, record[3]), near(3, record[4])
+    records[n + 1] = string.format('%d %.12g %d %d %.6f', record[1], record[2], first, third, latest)
+      .. string.match(records[n + 1], '^%S+ %S+ %S+ %S+ %S+(.*)$')
+    redis.call('HSET', KEYS[4], records[n], records[n + 1])
+  end
+  if record[5] < now then
+    redis.call('HDEL', KEYS[4], records[n])
+  else
+    held = held + record[1]
+    if id and string.sub(records[n], -#id) == id and string.match(records[n], '^[^/]+(/.*)$') == id then
+      twins[#twins + 1] = n
+    end
+  end
+end
+if oldest > slots[3] then oldest = slots[3] - 96 end
 local totals, last, windows = {}, {}, {}
 for i = 1, 3 do
   local total, newest, window = 0, -1, {}
   local counted = redis.call('HGETALL', KEYS[i])
   for n = 1, #counted, 2 do
+    local slot = near(i, counted[n])
+    if slot ~= tonumber(counted[n]) then
+      redis.call('HDEL', KEYS[i], counted[n])
+      add(i, slot, tonumber(counted[n + 1]))
+      counted[n] = tostring(slot)
+    end
     local by_day = i == 3 and oldest >= 0
     if tonumber(counted[n]) < slots[i] - (by_day and 192 or 60) then
       redis.call('HDEL', KEYS[i], counted[n])
@@ -93,19 +126,6 @@ for i = 1, 3 do
     return reply(i - 1, string.format('%.12g', totals[i]), unpack(windows[i]))
   end
 end
-local held, records, twins = 0, redis.call('HGETALL', KEYS[4]), {}
-local id = string.match(ARGV[1], '^[^/]+(/.*)$')
-for n = 1, #records, 2 do
-  local record = parse(records[n + 1])
-  if record[5] < now then
-    redis.call('HDEL', KEYS[4], records[n])
-  else
-    held = held + record[1]
-    if id and string.sub(records[n], -#id) == id and string.match(records[n], '^[^/]+(/.*)$') == id then
-      twins[#twins + 1] = n
-    end
-  end
-end
 local most = tonumber(ARGV[8])
 if most >= 0 and held + amounts[1] > most then
   return reply(3, string.format('%.12g', held))
@@ -119,9 +139,8 @@ for i = 1, 3 do
   if amounts[i] > 0 then last[i] = slots[i] end
   redis.call('EXPIRE', KEYS[i], widths[i] == 1 and 62 or 93600)
 end
-local ends = now + tonumber(ARGV[4])
 redis.call('HSET', KEYS[4], ARGV[1], string.format(
-  '%d %s %d %d %.6f', amounts[1], ARGV[3], slots[1], slots[3], ends))
+  '%d %s %d %d %.6f', amounts[1], ARGV[3], slots[1], slots[3], latest))
 redis.call('EXPIRE', KEYS[4], tonumber(ARGV[4]) + 60)
 return reply(-1)
 """

@@ -106,7 +106,7 @@ class SharedLimits:
         self._owed: dict[str, float] = {}  # US dollars that Redis has not heard of, by tenant
         self._untold = UntoldBook()
         self._teller: asyncio.Task[None] | None = None
-        self._redis_ahead = 0.0  # seconds of its clock before ours, which may be wrong
+        self._redis_ahead: float | None = None  # seconds of its clock before one that nobody sets
 
     @property
     def away(self) -> bool:
@@ -120,7 +120,8 @@ class SharedLimits:
         if self.away:
             self.fallbacks += 1
             return
-        wall = time.time() + self._redis_ahead
+        ahead = self._redis_ahead
+        wall = time.time() if ahead is None else self._clock() + ahead
         oldest = -1 if limits.zone is None else int(day_at(wall, limits.zone).begins // DAY_SLOT)
         args = [self._name(request_id), tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits), oldest]
         args += [" ".join(self.gone()), _slot(limits)]
@@ -139,7 +140,7 @@ class SharedLimits:
             return
         self._works()
         place, now, *said = (float(one) for one in reply)
-        self._redis_ahead = now - time.time()
+        self._redis_ahead = now - self._clock()
         self._remember(tenant, limits, now, said[:4])
         if place >= 0:
             raise self._refusal(tenant, limits, (int(place), now, *said[4:]), tokens, usd)

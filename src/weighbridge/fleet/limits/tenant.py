@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from weighbridge.cost.mean import Mean
 from weighbridge.errors import BadInput, RateLimited
+from weighbridge.fleet.limits.days import DayTotal
 from weighbridge.fleet.limits.rates import Rate
 
 SLOTS = 60
@@ -63,22 +64,6 @@ Calendar = Callable[[str, float], tuple[str, float]]
 def no_calendar(zone: str, now: float) -> tuple[str, float]:
     """Stands in where no limit goes by days."""
     raise BadInput(f"nothing here says which day it is in {zone}; leave out `zone`", param="zone")
-
-
-@dataclass(slots=True)
-class DayTotal:
-    """Sum of amounts of one day of a zone."""
-
-    name: str = ""
-    ends: float = 0.0
-    total: float = 0.0
-
-    def turn(self, name: str, ends: float) -> None:
-        """Say which day it is. A day that is over does not come back when a clock is set."""
-        if name > self.name:
-            self.name, self.total = name, 0.0
-        if name == self.name:
-            self.ends = ends
 
 
 def over_in(slot: float, seconds: float, now: float) -> float:

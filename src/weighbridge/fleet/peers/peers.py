@@ -34,6 +34,7 @@ from weighbridge.fleet.peers.registers import (
     Roster,
     SharedRecord,
 )
+from weighbridge.fleet.peers.signs import SignsOfLife
 from weighbridge.fleet.peers.tenant_records import MOST_TENANT_RECORDS, TenantRecord
 from weighbridge.fleet.peers.tenants import SharedTenants, too_many
 
@@ -74,6 +75,7 @@ class Peers:
         self.learning = SharedLearning(gateway, key, self.me) if spec.learned else None
         self._gateway, self._heard = gateway, heard
         self._count = ""
+        self._signs = SignsOfLife()
         self._complaints: dict[str, str] = {}
         self._more = False  # whether the last look did not bring all
         self._looking: asyncio.Task[None] | None = None
@@ -218,7 +220,7 @@ class Peers:
             tenants = self.tenants
             place = ("", 0) if tenants is None else tenants.place
             seen = await self.board.look(self._count, wanted, own, place)
-            self.gateways = dict(seen.gateways)
+            self.gateways = self._signs.read(seen.gateways, seen.tenants.at, self._gateway.clock())
             self._complain(seen)
             if tenants is not None:  # first of all, so that no key that was revoked waits for anything
                 await tenants.take_in(seen.tenants)
@@ -242,7 +244,9 @@ class Peers:
         assert seen.members is not None
         assert self.members is not None
         roster = self.members.roster
-        now = time.time()
+        now = (
+            seen.tenants.at
+        )  # one clock for all: one that is far ahead would have removals forgotten too soon
         for record in seen.members.values():
             # Of what was removed long ago only somebody who was away for as long has still to hear.
             if not record.is_past(now) or roster.get(record.name) is not None:

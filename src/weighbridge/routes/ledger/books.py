@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from weighbridge.fleet.limits.days import current_day
 from weighbridge.state.database import DatabaseSchema
 
 #: Days whose totals are kept, and rows in all; beyond that the oldest go first.
@@ -15,6 +16,8 @@ KEPT_DAYS = 400
 MAX_ROWS = 1_000_000
 #: Rows that go in one transaction, which somebody waits for.
 ROWS_AT_ONCE = 500
+#: An hour that never comes.
+LATEST_HOUR = 1 << 62
 #: Hours that are kept for windows that roll, and the longest of them.
 KEPT_HOURS = 31 * 24
 
@@ -110,7 +113,7 @@ LEDGER = DatabaseSchema(
 
 
 def add_hour(db: sqlite3.Connection, hour: int, tenant: str, route: str, amount: int) -> None:
-    """Add nano-dollars to an hour's totals; old hours go, some at a time."""
+    """Add nano-dollars to an hour's totals."""
     db.executemany(
         "INSERT INTO hours VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, tenant, route, hour) DO UPDATE SET "
         "amount = amount + excluded.amount",
@@ -119,26 +122,52 @@ def add_hour(db: sqlite3.Connection, hour: int, tenant: str, route: str, amount:
             for kind, by_tenant, by_route in KINDS
         ],
     )
+
+
+def first_kept_hour(db: sqlite3.Connection, hour: int) -> int:
+    """Return the hour before which none is kept of those until `hour`: by their number and not by the clock, so that
+    one that was ahead for a while costs no window what it has taken."""
+    (found,) = db.execute(
+        "WITH RECURSIVE latest (hour, number) AS (SELECT MAX(hour), 1 FROM hours WHERE hour <= ? UNION ALL "
+        "SELECT (SELECT MAX(hour) FROM hours WHERE hour < latest.hour), number + 1 FROM latest "
+        "WHERE hour IS NOT NULL AND number <= ?) SELECT MIN(hour) FROM latest",
+        (hour, KEPT_HOURS),
+    ).fetchone()
+    return int(found or 0)
+
+
+def drop_hours(db: sqlite3.Connection, first: int, last: int) -> None:
+    """Let some hours go that are before `first` or behind `last`."""
     db.execute(
         "DELETE FROM hours WHERE (kind, tenant, route, hour) IN "
-        "(SELECT kind, tenant, route, hour FROM hours WHERE hour < ? LIMIT ?)",
-        (hour - KEPT_HOURS, ROWS_AT_ONCE),
+        "(SELECT kind, tenant, route, hour FROM hours WHERE hour < ? OR hour > ? LIMIT ?)",
+        (first, last, ROWS_AT_ONCE),
     )
+
+
+def latest_hour(db: sqlite3.Connection) -> int:
+    """Return the last hour that took anything; 0 where none has."""
+    (found,) = db.execute("SELECT MAX(hour) FROM hours").fetchone()
+    return int(found or 0)
 
 
 def hourly(
-    db: sqlite3.Connection, hour: int, hours: int, tenant: str | None, route: str | None
+    db: sqlite3.Connection, hour: int, hours: int, tenant: str | None, route: str | None, ahead: int | None
 ) -> list[tuple[int, int]]:
     """Return the hours of a window that ends with `hour`, the oldest first, and what each of them took.
 
-    An hour counts until all of it is so old; those that a clock was ahead by count too, unless it was by more.
+    An hour counts until all of it is so old. `ahead`: when the clock was seen to be behind hours that took something;
+    those count as if they were that one, as long as it does.
     """
+    counts_ahead = ahead is not None and ahead >= hour - hours
     rows = db.execute(
-        "SELECT hour, amount FROM hours WHERE kind = ? AND tenant = ? AND route = ? AND hour BETWEEN ? AND ? "
-        "ORDER BY hour",
-        (_kind(tenant, route), tenant or "", route or "", hour - hours, hour + hours),
+        "SELECT hour, amount FROM hours WHERE kind = ? AND tenant = ? AND route = ? AND hour BETWEEN ? AND ?",
+        (
+            *(_kind(tenant, route), tenant or "", route or ""),
+            *(hour - hours, LATEST_HOUR if counts_ahead else hour),
+        ),
     )
-    return [(row[0], row[1]) for row in rows]
+    return sorted((row[0] if ahead is None or row[0] <= hour else ahead, row[1]) for row in rows)
 
 
 def add(db: sqlite3.Connection, day: str, tenant: str, route: str, *, settled: int, reserved: int) -> None:
@@ -179,20 +208,6 @@ def _kind(tenant: str | None, route: str | None) -> str:
 
 
 # -- which day it is -----------------------------------------------------------------------------------------
-
-
-def current_day(today: str, latest: str, corrected: str | None) -> tuple[str, str | None]:
-    """Return the day that a transaction belongs to, and the day on which the clock was seen to be behind it.
-
-    A clock that goes back does not open a day again: the `latest` day goes on. A day that lies ahead because the clock
-    was wrong locks nothing for long: it ends with the day on which the clock was put right (`corrected`).
-    Days are `YYYY-MM-DD`.
-    """
-    if today >= latest:
-        return today, None
-    if corrected is not None and today > corrected:
-        return today, None
-    return latest, today
 
 
 def read_day(db: sqlite3.Connection, today: str) -> tuple[str, str | None]:

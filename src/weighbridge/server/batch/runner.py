@@ -43,6 +43,7 @@ from weighbridge.server.batch.records import (
     Problem,
 )
 from weighbridge.server.batch.store import BatchStore, LineOutcome, NoRoom
+from weighbridge.state.believed_time import believed_time
 from weighbridge.state.database import StateError
 
 log = logging.getLogger("weighbridge.server")
@@ -105,7 +106,7 @@ class BatchWork:
         *,
         late_share: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = believed_time,
     ) -> None:
         self._store = store
         self._service = service

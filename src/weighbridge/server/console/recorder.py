@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 from weighbridge.server.watching.view import ServiceView
+from weighbridge.state.believed_time import believed_time
 
 log = logging.getLogger("weighbridge.server")
+
+#: Seconds that a clock may be set back by without a gap in the history, which stands still until it is there again.
+LATEST_AHEAD = 60
 
 
 class Recorder:
     """Works beside requests as long as the door is open: once a second it reads off how busy the service is."""
 
-    def __init__(self, seen: ServiceView, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, seen: ServiceView, wall: Callable[[], float] = believed_time) -> None:
         self._seen = seen
         self._wall = wall
         self.began = wall()
@@ -42,8 +45,12 @@ class Recorder:
     def take(self) -> None:
         """Close the second that it is, once."""
         number = int(self._wall())
-        if number <= self._last:  # woken early, or somebody has set the clock
+        if (
+            self._last - LATEST_AHEAD < number <= self._last
+        ):  # woken early, or the clock was set back a little
             return
+        if number <= self._last:  # it was ahead: what was told as later than now is no history
+            self._seen.history.forget()
         self._last = number
         produced = self._seen.produced()
         made = max(produced - self._highest, 0)

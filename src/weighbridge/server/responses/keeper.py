@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from weighbridge.fleet.config.keeping import ALWAYS, NEVER, KeepSettings
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.server.responses.file import RESPONSES_FILE, ResponseFile
 from weighbridge.server.responses.record import KeptResponse, ResponseMemory
+from weighbridge.state.believed_time import believed_time
 from weighbridge.state.database import StateError
 from weighbridge.wire.body import apart
 from weighbridge.wire.errors import ApiError
@@ -50,7 +50,7 @@ class ResponseKeeper:
     """Keeps, finds and erases responses. All of it happens on one event loop; files are used on threads."""
 
     def __init__(
-        self, settings: KeepSettings, largest: int, *, clock: Callable[[], float] = time.time
+        self, settings: KeepSettings, largest: int, *, clock: Callable[[], float] = believed_time
     ) -> None:
         """`largest`: bytes of a conversation that is put together. Raises BadInput for a file that is needed and cannot
         be used."""
@@ -92,7 +92,8 @@ class ResponseKeeper:
             record.events = None  # too much; the response alone may fit
             self.memory.add(record, self._clock())
         if self.writes(record, store):
-            self._start(record.id, self._write(record))
+            expires = self._clock() + self._settings.responses_days * _DAY
+            self._start(record.id, self._write(record, expires))
 
     async def find(self, name: str, owner: str | None) -> KeptResponse | None:
         """A response by its name. `owner`: whose it must be; None: nobody's in particular."""
@@ -148,11 +149,10 @@ class ResponseKeeper:
 
     # -- the file --------------------------------------------------------------------------------------
 
-    async def _write(self, record: KeptResponse) -> None:
+    async def _write(self, record: KeptResponse, expires: float) -> None:
         try:
             if self._file is None:
                 self._file = await asyncio.to_thread(ResponseFile, self._path)
-            expires = record.made_at + self._settings.responses_days * _DAY
             await asyncio.to_thread(self._file.put, record, expires)
         except (StateError, BadInput) as error:
             self._not_written(error)

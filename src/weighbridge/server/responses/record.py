@@ -70,6 +70,7 @@ class ResponseMemory:
 
     def add(self, record: KeptResponse, now: float) -> bool:
         """Keep a response; False for one that is larger than a tenant may have, or than what has become free."""
+        self._set_right(now)
         self.remove(record.id)
         if not self.hold(record.tenant, record.size):
             return False
@@ -94,6 +95,7 @@ class ResponseMemory:
 
     def touch(self, name: str, now: float) -> None:
         """Begin its time anew: a conversation goes on from it."""
+        self._set_right(now)
         if name in self._until:
             tenant = self._until[name][1]
             self._until[name] = (now + self._kept_s, tenant)
@@ -117,8 +119,17 @@ class ResponseMemory:
 
     def expire(self, now: float) -> None:
         """Forget what was kept long enough."""
+        self._set_right(now)
         while self._until and (first := next(iter(self._until.items())))[1][0] <= now:
             self.remove(first[0])
+
+    def _set_right(self, now: float) -> None:
+        """Where the clock was set back, keep nothing for longer than from now on, in the order of their ends."""
+        latest = now + self._kept_s
+        if self._until and self._until[next(reversed(self._until))][0] > latest:
+            self._until = OrderedDict(
+                (name, (min(until, latest), tenant)) for name, (until, tenant) in self._until.items()
+            )
 
     def hold(self, tenant: str, size: int) -> bool:
         """Take bytes for a tenant, for which its oldest responses go, and then those of whoever has most; False where

@@ -111,6 +111,10 @@ class ServerHistory:
         self._statuses.clear()
         self._seconds.append(second)
 
+    def forget(self) -> None:
+        """Forget the seconds that have ended; what happens goes on being counted."""
+        self._seconds.clear()
+
     def told(self, since: int = 0, *, only_levels: bool = False) -> dict[str, Any]:
         """The seconds after `since`, a list for each figure. `only_levels`: how busy it is, and nothing of what others
         asked and what became of it."""
