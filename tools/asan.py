@@ -19,6 +19,8 @@ NATIVE = "src/weighbridge/models/compute/kernels/native"
 #: Where the package has its compiled modules.
 MODULES = {"_native": "models/compute/kernels", "_words": "models/text"}
 TESTS = ["tests/models"]
+#: Seconds that a test may take: checked kernels and whatever else it loads are several times slower.
+PATIENCE = 900
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +35,10 @@ def main(arguments: list[str]) -> int:
     subprocess.run(["cmake", "--build", BUILD], env=tools, check=True)
     python = _environment(_package())
     done = subprocess.run(
-        [python, "-m", "pytest", *(arguments or TESTS)], env=_sanitized(), cwd=ROOT, check=False
+        [python, "-m", "pytest", f"--timeout={PATIENCE}", *(arguments or TESTS)],
+        env=_sanitized(),
+        cwd=ROOT,
+        check=False,
     )
     return done.returncode
 

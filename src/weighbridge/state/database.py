@@ -5,6 +5,7 @@ Whatever goes wrong is one sentence that names the file, what is the matter, and
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -27,6 +28,8 @@ _REMEDIES = {
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup, or move it away",
     sqlite3.SQLITE_IOERR: "the disk failed; look at the system's log",
 }
+#: What the system says of a disk that takes no more.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StateError(WeighbridgeError):
@@ -48,7 +51,10 @@ class DatabaseSchema(Schema[sqlite3.Connection]):
 def reason(error: Exception) -> str:
     """Say what is wrong with a file, and what to do about it, without naming it."""
     if isinstance(error, OSError):
-        return f"{(error.strerror or str(error)).lower()}; check the path and its permissions"
+        if error.errno is None:  # in words of our own
+            return str(error)
+        remedy = "free some room" if error.errno in _FULL else "check the path and its permissions"
+        return f"{(error.strerror or str(error)).lower()}; {remedy}"
     code = getattr(error, "sqlite_errorcode", None)
     return _REMEDIES.get(code & 0xFF, str(error)) if code is not None else str(error)
 

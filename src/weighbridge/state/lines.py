@@ -117,7 +117,10 @@ class LineFile:
             return
         self._torn = written < len(data) and not data[:written].endswith(b"\n")
         if written < len(data):
-            self._lose(len(lines) - data[:written].count(b"\n"), OSError("the disk took only a part of it"))
+            self._lose(
+                len(lines) - data[:written].count(b"\n"),
+                OSError("the disk took only a part of it; free some room"),
+            )
 
     def _follow(self) -> None:
         """Go on with another file where this one is full, or was moved away."""

@@ -151,7 +151,7 @@ def _append(path: Path, lines: bytes) -> None:
         data = b"\n" + lines if torn else lines
         try:
             if os.write(file, data) < len(data):
-                raise OSError("the disk took only a part of it")
+                raise OSError("the disk took only a part of it; free some room")
             os.fsync(file)
         except OSError:
             os.ftruncate(file, size)
