@@ -108,7 +108,9 @@ class Tap:
                 status=found.status,
                 headers={name: value for name, value in found.headers.items() if name.lower() not in _OWN},
             )
-            with suppress(ConnectionError):  # the agent has left, and so the server is left
+            with suppress(
+                ConnectionError, aiohttp.ClientError
+            ):  # the agent has left, and so the server is; or it has
                 await answer.prepare(request)
                 async for piece in found.content.iter_any():
                     kept += piece

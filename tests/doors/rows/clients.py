@@ -317,6 +317,24 @@ CLIENTS = [
         {"model": MODEL, "prompt": "a", "suffix": "b"},
         path=GENERATE,
     ),
+    Row(
+        "an Ollama chat that stops at too many texts",
+        sentence(400, "options.stop: "),
+        api_chat(options={"stop": ["x"] * 17}),
+        path=API_CHAT,
+    ),
+    Row(
+        "an Ollama chat of less than nothing",
+        sentence(400, "options.top_p: "),
+        api_chat(options={"top_p": -1.0}),
+        path=API_CHAT,
+    ),
+    Row(
+        "a message that stops at too many texts",
+        refused(400, "invalid_request_error", "stop_sequences: "),
+        message(stop_sequences=["x"] * 17),
+        path=MESSAGES,
+    ),
     Row("an Ollama chat too hot", sentence(400), api_chat(options={"temperature": 9}), path=API_CHAT),
     Row(
         "an Ollama chat with a wrong key",

@@ -34,6 +34,7 @@ from weighbridge.wire.events import (
 from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocol import Encoder, WireProtocol
 from weighbridge.wire.protocols.chat import ChatProtocol
+from weighbridge.wire.protocols.names import Names
 from weighbridge.wire.protocols.openai import Fraction, Positive, object_of
 
 PATH = "/v1/messages"
@@ -41,6 +42,21 @@ COUNT_PATH = "/v1/messages/count_tokens"
 
 _encode = msgspec.json.encode
 _chat = ChatProtocol()
+
+_names = Names(
+    {
+        "stop": "stop_sequences",
+        "messages[]": "messages",  # the system's turn, and results of tools, have moved them
+        "response_format": "output_config.format",
+        "response_format.json_schema.schema": "output_config.format.schema",
+        "reasoning_effort": "output_config.effort",
+        "chat_template_kwargs": "thinking",
+        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+        "tools[].function": "tools[]",
+        "tools[].function.parameters": "tools[].input_schema",
+        "tool_choice.function": "tool_choice",
+    }
+)
 
 #: A chat's `top_p` is more than 0; so little keeps the likeliest token alone, as 0 does here.
 _LEAST_TOP_P = 1e-9
@@ -133,7 +149,7 @@ class MessagesProtocol(WireProtocol):
         return MessageEncoder(ask.model)
 
     def error(self, error: ApiError, request: str = "") -> bytes:
-        fields = {"type": _kind(self.status(error)), "message": str(error)}
+        fields = {"type": _kind(self.status(error)), "message": _names.message(error)}
         return _encode({"type": "error", "error": fields, "request_id": request or None})
 
     def status(self, error: ApiError) -> int:
@@ -425,7 +441,9 @@ class MessageEncoder(Encoder):
         return begin + b"".join(ending)
 
     def failure(self, error: ApiError) -> bytes:
-        return _event("error", error={"type": _kind(_protocol.status(error)), "message": str(error)})
+        return _event(
+            "error", error={"type": _kind(_protocol.status(error)), "message": _names.message(error)}
+        )
 
     def late(self, answer: WholeAnswer) -> bytes:
         return self.event(Event(answer.body, answer.parse, last=True))

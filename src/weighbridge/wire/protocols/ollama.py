@@ -42,6 +42,7 @@ from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocol import Encoder, WireProtocol
 from weighbridge.wire.protocols import completions, embeddings
 from weighbridge.wire.protocols.chat import ChatProtocol
+from weighbridge.wire.protocols.names import Names
 from weighbridge.wire.protocols.openai import body_of, object_of
 from weighbridge.wire.usage import read_usage
 
@@ -52,6 +53,20 @@ NDJSON = "application/x-ndjson"
 _encode = msgspec.json.encode
 _chat, _completion = ChatProtocol(), completions.CompletionProtocol()
 _embedding = embeddings.EmbeddingProtocol()
+
+#: What a client of Ollama calls what a chat has, where they differ.
+_OWN = {
+    **{name: f"options.{name}" for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop")},
+    **{name: f"options.{name}" for name in ("presence_penalty", "frequency_penalty")},
+    "repetition_penalty": "options.repeat_penalty",
+    "max_tokens": "options.num_predict",
+    "response_format": "format",
+    "response_format.json_schema": "format",
+    "response_format.json_schema.schema": "format",
+    "reasoning_effort": "think",
+    "chat_template_kwargs": "think",
+}
+_names = Names(_OWN)
 
 Format = str | dict[str, Any]
 Name = Annotated[str, Meta(min_length=1)]
@@ -155,9 +170,10 @@ class OllamaProtocol(WireProtocol):
     """What its endpoints share: errors are one sentence."""
 
     passes_errors = False
+    names = _names
 
     def error(self, error: ApiError, request: str = "") -> bytes:
-        return error_line(error)
+        return error_line(error, self.names)
 
 
 class OllamaChat(OllamaProtocol):
@@ -182,6 +198,11 @@ class OllamaChat(OllamaProtocol):
 
 class OllamaGenerate(OllamaProtocol):
     name, path = "ollama_generate", GENERATE_PATH
+    names = Names(
+        _OWN
+        | {"messages[].images": "images", "messages[].content": "prompt", "messages[]": "prompt"}
+        | {"structured_outputs": "format", "structured_outputs.json": "format"}
+    )
 
     def read(self, body: bytes) -> Ask:
         request = decode(body, OllamaGenerateRequest)
@@ -199,7 +220,7 @@ class OllamaGenerate(OllamaProtocol):
             return _asked(_completion, {**values, "prompt": request.prompt or ""}, request)
         messages = [OllamaMessage("system", request.system)] if request.system else []
         messages.append(OllamaMessage("user", request.prompt or "", images=request.images))
-        return _asked(_chat, {**values, "messages": chat_messages(messages)}, request)
+        return _asked(_chat, {**values, "messages": chat_messages(messages, of_prompt=True)}, request)
 
     def encoder(self, ask: Ask) -> Encoder:
         return GenerateLines(ask.model, gathers=ask.own)
@@ -221,6 +242,7 @@ class OllamaEmbeddings(OllamaProtocol):
     """One text's vector, as it was asked for before `/api/embed`."""
 
     name, path = "ollama_embeddings", EMBEDDINGS_PATH
+    names = Names({"input": "prompt"})
 
     def read(self, body: bytes) -> Ask:
         request = decode(body, OllamaEmbeddingsRequest)
@@ -361,9 +383,9 @@ def _check(request: OllamaGenerateRequest) -> None:
         raise ApiError(400, "raw: the prompt goes in as it is, without `system` and `images`")
 
 
-def chat_messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
+def chat_messages(messages: Sequence[OllamaMessage], *, of_prompt: bool = False) -> list[dict[str, Any]]:
     """Messages as a chat has them. Ollama's calls may have no ids: what a tool says belongs to the call of its name, or
-    to the next one that nobody answered."""
+    to the next one that nobody answered. `of_prompt`: the client has written a prompt, and no messages."""
     made: list[dict[str, Any]] = []
     pending = _Pending([])
     for index, message in enumerate(messages):
@@ -382,7 +404,8 @@ def chat_messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
         if message.images:
             content = [{"type": "text", "text": text}] if text else []
             content += [
-                _image(image, f"messages[{index}].images[{n}]") for n, image in enumerate(message.images)
+                _image(image, f"images[{n}]" if of_prompt else f"messages[{index}].images[{n}]")
+                for n, image in enumerate(message.images)
             ]
         one: dict[str, Any] = {"role": role, "content": content}
         if message.thinking:
@@ -464,9 +487,9 @@ def _unasked(request: _Answering, lines: Lines) -> Ask:
 # -- answers ---------------------------------------------------------------------------------------------
 
 
-def error_line(error: ApiError) -> bytes:
+def error_line(error: ApiError, names: Names = _names) -> bytes:
     """An error as a body, or as the last line of a stream."""
-    return _encode({"error": str(error)}) + b"\n"
+    return _encode({"error": names.message(error)}) + b"\n"
 
 
 def stamp(seconds: float) -> str:

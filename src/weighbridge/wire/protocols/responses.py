@@ -13,9 +13,10 @@ from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import LONGEST_SALT, Ask, Extension, Fields
 from weighbridge.wire.body import decode
-from weighbridge.wire.errors import ApiError, error_body, quoted
+from weighbridge.wire.errors import ApiError, quoted
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import chat
+from weighbridge.wire.protocols.names import Names
 from weighbridge.wire.protocols.openai import Positive
 from weighbridge.wire.protocols.response.items import REFERENCE, Item, chat_messages, read_items
 from weighbridge.wire.protocols.response.tools import FunctionTool, Offered, Tools, chosen_name, read_tools
@@ -104,14 +105,22 @@ _PASSED = (
     *("structured_outputs", "chat_template_kwargs"),
 )
 #: What clients say differently in a chat, so that an error names the field that they wrote.
-_NAMES = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text",
-    "logprobs": "top_logprobs",
-    "reasoning_effort": "reasoning",
-}
+_names = Names(
+    {
+        "messages": "input",
+        "messages[]": "input",  # instructions and earlier turns have moved them
+        "messages[].content": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text",
+        "response_format.json_schema": "text.format",
+        "response_format.json_schema.schema": "text.format.schema",
+        "logprobs": "top_logprobs",
+        "reasoning_effort": "reasoning",
+        "tools[].function": "tools[]",
+        "tool_choice.function": "tool_choice",
+    }
+)
 
 
 @dataclass(slots=True)
@@ -203,8 +212,8 @@ class ResponsesProtocol(WireProtocol):
         return response_encoder(ask)
 
     def error(self, error: ApiError, request: str = "") -> bytes:
-        error.param = _NAMES.get(error.param or "", error.param)
-        return error_body(error)
+        fields = {"message": _names.message(error), "type": error.kind, "param": _names.param(error)}
+        return _encode({"error": fields | {"code": error.code}})
 
 
 def response_encoder(ask: Ask, ended: Callable[[dict[str, Any]], None] | None = None) -> ResponsesEncoder:
