@@ -77,7 +77,7 @@ class ServerSettings(ListenSettings):
     max_choices: int = 16
     max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit
     max_logprobs: int = 20
-    default_max_tokens: int = 1024
+    default_max_tokens: int = knob(1024, "Longest answer where a client does not say, in tokens.", min=1)
     drain_timeout: float = knob(30.0, "Seconds to finish accepted requests on SIGTERM.", min=0.0)
     tickets: Path | None = knob(None, "Append every ticket to this JSONL file.")
     json_logs: bool = knob(False, "Log JSON lines.", flag="--json-logs")
