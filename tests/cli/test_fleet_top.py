@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -11,11 +12,13 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tests.cli.answering import answering
-from weighbridge.cli.fleet_top import _KEYS, SORTS, View, meanings
+from weighbridge.cli.fleet import FIGURES
+from weighbridge.cli.fleet_top import _KEYS, SORTS, View, _drawn, meanings
 
 KEYS = ("up", "down", "page up", "page down", "first", "last", "sort", "sort back", "reverse", "")
 
@@ -98,6 +101,28 @@ def test_a_column_that_is_not_there_is_said() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "use replica, standing, requests" in " ".join(done.stderr.split())
+
+
+@settings(max_examples=30)
+@given(st.integers(24, 200), st.integers(14, 60), st.lists(st.integers(1, 30), min_size=1, max_size=2))
+def test_a_screen_is_neither_too_wide_nor_too_high_and_cuts_no_word(
+    width: int, height: int, sizes: list[int]
+) -> None:
+    """In a narrow window figures are left out, one after the other, and the others are whole."""
+    console = Console(width=width, height=height, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(_drawn(load(*sizes), View(), console))
+    lines = console.file.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert len(lines) <= height
+    shown = " ".join(" ".join(lines).split())
+    assert all(
+        f"m{number} · weigh · 0 waiting (0 tokens) · imbalance 0.00" in shown
+        for number in range(len(sizes[:1]))
+    )
+    assert re.search(r"1 to \d+ of \d+ replicas, by replica", shown)
+    headings = next(line for line in lines if line.startswith("┃")).strip("┃ ").split("┃")
+    figures = [one for one in FIGURES if one != "tok/s"]  # there is no look before this one
+    assert [one.strip() for one in headings] == ["replica", "standing", *figures][: len(headings)]
 
 
 @given(st.lists(st.sampled_from([*_KEYS, b"x", b"\x1b[15~", b"\x1b[1;5C", b"\xc3\xa9"])))

@@ -293,28 +293,38 @@ _FIGURE_WIDTH, _BORDERS = 11, 7
 
 
 def fleet_table(load: dict[str, Any], before: dict[str, Any] | None, seconds: float, width: int) -> Group:
-    """One table for each model. `before`: the look `seconds` ago, for speeds. `width`: characters of the terminal."""
-    tables = (_model_table(name, model, before, seconds, width) for name, model in load["models"].items())
-    return Group(*tables)
+    """A heading and a table for each model. `before`: the look `seconds` ago, for speeds. `width`: characters of the
+    terminal."""
+    parts: list[Text | Table] = []
+    for name, model in load["models"].items():
+        parts += [model_heading(name, model), _model_table(name, model, before, seconds, width)]
+    return Group(*parts)
+
+
+def model_heading(name: str, model: dict[str, Any]) -> Text:
+    """What holds for all replicas of a model; it wraps where the table below it would cut it."""
+    heading = outside(
+        f"{name} · {model['policy']} · {model['queued_requests']} waiting "
+        f"({model['queued_tokens']} tokens) · imbalance {model['imbalance']:.2f}"
+    )
+    heading.stylize("italic")
+    return heading
 
 
 def _model_table(
     name: str, model: dict[str, Any], before: dict[str, Any] | None, seconds: float, width: int
 ) -> Table:
-    table = Table(
-        title=outside(
-            f"{name} · {model['policy']} · {model['queued_requests']} waiting "
-            f"({model['queued_tokens']} tokens) · imbalance {model['imbalance']:.2f}"
-        ),
-        title_justify="left",
-    )
-    taken = _BORDERS
-    for heading, key in (("replica", "name"), ("standing", "standing")):
-        longest = max([len(heading), *(len(visible(str(one[key]))) for one in model["replicas"])])
-        table.add_column(heading, min_width=longest, overflow="fold")  # whole: it is what one looks for
-        taken += longest
+    table = Table()
+    headings = (("replica", "name"), ("standing", "standing"))
+    longest = [
+        max([len(heading), *(len(visible(str(one[key]))) for one in model["replicas"])])
+        for heading, key in headings
+    ]
+    taken = _BORDERS + sum(longest)
+    for (heading, _), characters in zip(headings, longest, strict=True):  # whole: it is what one looks for
+        table.add_column(heading, min_width=characters if taken <= width else None, overflow="fold")
     shown = [one for one in FIGURES if one != "tok/s" or before is not None]
-    shown = shown[: max((width - taken) // _FIGURE_WIDTH, 1)]
+    shown = shown[: max((width - taken) // _FIGURE_WIDTH, 0)]
     for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     known = before["models"].get(name, {}).get("replicas", []) if before is not None else []

@@ -23,6 +23,7 @@ from weighbridge.cli.fleet import (
     figures_of,
     fleet_table,
     load_of,
+    model_heading,
     plain_lines,
     reasons,
 )
@@ -47,8 +48,8 @@ _KEYS = {
 }
 #: A key as a terminal sends it: a sequence behind ESC, or a byte. Held keys come several at once.
 _KEY = re.compile(rb"\x1b\[[0-9;]*[@-~]|\x1bO.|.", re.DOTALL)
-#: Lines of a table beside its rows: title, borders, heading.
-_FRAME = 5
+#: Lines of a table beside its rows: borders and the names of its columns.
+_FRAME = 4
 #: Replicas whose reasons are told below the tables; `fleet list` tells all.
 _MOST_REASONS = 4
 
@@ -189,8 +190,10 @@ def _drawn(load: dict[str, Any], view: View, console: Console) -> Group:
     more = [outside(f"and {len(why) - _MOST_REASONS} more; `weighbridge fleet list` tells all")]
     why = why if len(why) <= _MOST_REASONS else [*why[:_MOST_REASONS], *more]
     keys = "s sort, r reverse, arrows scroll, q ends" if _has_keys() else ""
-    below = sum([len(one.wrap(console, console.width)) for one in (*why, outside(f"{view.told}   {keys}"))])
-    seen = view.of(load, console.height - _FRAME * len(load["models"]) - below)
+    headings = [model_heading(name, model) for name, model in load["models"].items()]
+    beside = [*headings, *why, outside(f"{view.told}   {keys}")]
+    lines = sum([len(one.wrap(console, console.width)) for one in beside])
+    seen = view.of(load, console.height - _FRAME * len(load["models"]) - lines)
     told = outside(f"{view.told}   {keys}")
     told.stylize("dim")
     return Group(fleet_table(seen, view.before, view.seconds, console.width), *why, told)
