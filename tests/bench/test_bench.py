@@ -51,6 +51,14 @@ def test_goodput_counts_requests_that_kept_both_limits() -> None:
     assert figures["slo"] == pytest.approx({"ttft_ms": 500, "tpot_ms": 200, "p": 30, "met": True})
 
 
+def test_where_every_request_failed_no_time_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = StreamedAnswer(0.0, 1, error="HTTP 404")
+    LoadReport([failed], 1.0, parse_slo("ttft=1s,tpot=100ms")).print()
+    shown = capsys.readouterr().out
+    assert shown.count(" - ") == 4 * 3
+    assert "1 requests, 1 errors" in shown
+
+
 def test_traces_of_both_kinds(tmp_path: Path) -> None:
     azure = tmp_path / "a.csv"
     azure.write_text(

@@ -73,3 +73,13 @@ def test_what_one_process_saw_the_next_one_bets_on(tmp_path: Path) -> None:
     assert reports[0]["bets"] == {"won": 0, "lost": 0, "declined": 0}
     assert reports[-1]["bets"]["won"] == 1
     assert reports[-1]["seconds"] < reports[0]["seconds"] - 0.1
+
+
+def test_a_file_that_fails_as_it_is_loaded_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("one = 1\ntwo = one / 0\n")
+    command = [sys.executable, "-m", "weighbridge", "flow", "run", f"{file}:flow"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    wanted = f"error: {file} cannot be loaded: ZeroDivisionError: division by zero ({file}, line 2)\n"
+    assert done.stderr == wanted

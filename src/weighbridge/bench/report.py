@@ -80,7 +80,8 @@ class LoadReport:
             ("TPOT ms", "tpot_ms"),
             ("total ms", "e2e_ms"),
         ):
-            table.add_row(name, *(f"{figures[key][p]:.1f}" for p in ("p50", "p95", "p99")))
+            came = figures["requests"] > figures["errors"]
+            table.add_row(name, *(f"{figures[key][p]:.1f}" if came else "-" for p in ("p50", "p95", "p99")))
         console = Console(highlight=False)
         console.print(table)
         console.print(

@@ -9,6 +9,7 @@ import inspect
 import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -95,6 +96,11 @@ def _load(target: str) -> Any:
         module = _module(name)
     except (ImportError, OSError, SyntaxError) as error:
         raise BadInput(f"{name}: {error}") from error
+    except Exception as error:  # its own code, which runs when it is loaded
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise BadInput(
+            f"{name} cannot be loaded: {type(error).__name__}: {error} ({line.filename}, line {line.lineno})"
+        ) from error
     flow = getattr(module, attribute, None)
     if not isinstance(flow, Flow):
         known = ", ".join(key for key, value in vars(module).items() if isinstance(value, Flow)) or "none"
