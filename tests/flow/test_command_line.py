@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+#: Long the first time, quick the next.
+NAPS = """
+import asyncio
+import pathlib
+from weighbridge.flow import flow, step
+
+@step(effect="read")
+async def nap(seconds):
+    print("naps", flush=True)
+    before = pathlib.Path(__file__).with_suffix(".before")
+    if not before.exists():
+        before.touch()
+        await asyncio.sleep(60)
+    return seconds
+
+@flow
+async def naps():
+    return await nap(1)
+"""
 
 
 def test_the_command_line(tmp_path: Path) -> None:
@@ -83,3 +105,20 @@ def test_a_file_that_fails_as_it_is_loaded_is_told_with_its_line(tmp_path: Path)
     assert (done.returncode, done.stdout) == (2, "")
     wanted = f"error: {file} cannot be loaded: ZeroDivisionError: division by zero ({file}, line 2)\n"
     assert done.stderr == wanted
+
+
+def test_a_run_that_is_interrupted_says_how_it_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(NAPS)
+    command = [sys.executable, "-m", "weighbridge", "flow", "run", f"{file}:naps"]
+    command += ["--journal", str(tmp_path / "flows.sqlite")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "naps\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    found = re.search(r"interrupted; (--run-id) (\S+) goes on with it", said)
+    assert found is not None, said
+    done = subprocess.run([*command, *found.groups()], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "naps\n1\n"), done.stderr

@@ -68,7 +68,11 @@ def run(
     configured = flow.options(journal=_journal_path(journal), run_id=run_id, mode=mode)
     try:
         result = asyncio.run(configured(*args, **kwargs))
-    except (WeighbridgeError, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        if configured.last is not None:  # it had begun
+            print(f"interrupted; --run-id {configured.last.run_id} goes on with it", file=sys.stderr)
+        raise
+    except WeighbridgeError:
         raise
     except Exception as error:
         noted = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
