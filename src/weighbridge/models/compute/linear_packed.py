@@ -81,7 +81,7 @@ class PackedLinear:
     def __init__(self, parts: Sequence[PackedRows], bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         self.parts = parts  # the matrix holds addresses only: these keep the memory alive
         self.out_features, self.in_features = sum(part.rows for part in parts), parts[0].columns
-        self._dtype = dtype
+        self.dtype = dtype
         self._dtype_number = _DTYPES[dtype]
         self.bias = None if bias is None else bias.float().contiguous()
         matrix = parts[0].matrix()
@@ -101,10 +101,10 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, in_features] to [tokens, out_features], both in the compute dtype."""
         tokens, columns = x.shape
-        if x.dtype != self._dtype or columns != self.in_features or not x.is_contiguous():
-            expected = f"contiguous {self._dtype} [tokens, {self.in_features}]"
+        if x.dtype != self.dtype or columns != self.in_features or not x.is_contiguous():
+            expected = f"contiguous {self.dtype} [tokens, {self.in_features}]"
             raise ValueError(f"expected {expected}, got {x.dtype} {tuple(x.shape)} with strides {x.stride()}")
-        y = torch.empty(tokens, self.out_features, dtype=self._dtype)
+        y = torch.empty(tokens, self.out_features, dtype=self.dtype)
         if tokens:
             threads = torch.get_num_threads()
             self.matrix.multiply(y.data_ptr(), x.data_ptr(), self._dtype_number, tokens, threads)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
 from weighbridge.models.compute.layers import DecoderLayer
 from weighbridge.models.general.attention import PagedPass
@@ -31,6 +32,7 @@ class GeneralDecoder:
         self._shapes = description.shapes
         self._selects = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache_argument = cache_argument(model)
+        self.own: Decoder | None = None  # computes the same as `model`, sooner
         self.by_token = False  # whether its states go on by single tokens alone
         self._states: torch.Tensor | None = None
         carry(model.get_submodule(name) for name in description.carriers)
@@ -63,6 +65,8 @@ class GeneralDecoder:
             raise ValueError(
                 f"this decoder cannot use a {type(cache).__name__}; allocate it with allocate_kv"
             )
+        if self.own is not None:
+            return self.own.forward(token_ids, layout, cache.only, rows, states)
         ids = torch.from_numpy(token_ids.astype(np.int64))[None]
         positions = torch.zeros_like(ids)
         positions[0, : len(layout.positions)] = torch.from_numpy(layout.positions)

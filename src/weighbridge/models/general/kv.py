@@ -48,6 +48,12 @@ class GroupedKVCache:
         ]
 
     @property
+    def only(self) -> KVCache:
+        """The one cache, where all layers keep the same of a token."""
+        (cache,) = self._caches.values()
+        return cache
+
+    @property
     def nbytes(self) -> int:
         states = 0 if self.states is None else self.states.nbytes
         return states + sum(cache.nbytes for cache in self._caches.values())

@@ -18,7 +18,8 @@ from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.description import describe
 from weighbridge.models.general.loading import read_weights
 from weighbridge.models.general.packed.linears import Packer, Report
-from weighbridge.models.general.self_check import check_itself, check_packed
+from weighbridge.models.general.plain import called
+from weighbridge.models.general.self_check import check_itself, check_packed, plain_model
 from weighbridge.models.keeping import Cpu, Keeping, Quantize
 
 
@@ -61,10 +62,13 @@ class GeneralModel:
             packer.take_placed(model, given.placed, report)
         decoder = GeneralDecoder(self.description, model, dtype, kernels)
         check_itself(decoder)
+        plain = plain_model(decoder, self.description.shapes, max_model_len)
         packer.take_places(model, self.description.linears, report)
         packer.kept.log()
         decoder.listen()
         check_packed(decoder)
+        if plain is not None:
+            decoder.own = plain.decoder(dtype, max_model_len, called)
         return decoder
 
     def adaptable(self) -> Mapping[str, MatrixShape]:
@@ -72,4 +76,5 @@ class GeneralModel:
 
     def adapt(self, decoder: CausalModel, size: ShelfSize) -> AdapterShelf:
         assert isinstance(decoder, GeneralDecoder)
+        decoder.own = None  # adapters add to the layers of the modules
         return AdapterShelf(general_sites(decoder), size, decoder.dtype)

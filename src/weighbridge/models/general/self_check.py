@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -15,8 +15,11 @@ from weighbridge.models.compute.kernels.api import BatchLayout
 from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.packed.experts import Choices
 from weighbridge.models.general.packed.unrounded import unrounded
+from weighbridge.models.general.plain import TOLERANCE as PLAIN_TOLERANCE
+from weighbridge.models.general.plain import PlainModel, called
 from weighbridge.models.general.refusals import refused
 from weighbridge.models.general.seam import NAME
+from weighbridge.models.general.tracing import AttentionShape
 
 log = logging.getLogger("weighbridge.models")
 
@@ -59,6 +62,36 @@ def _check(decoder: GeneralDecoder) -> None:
         most = max(most, min(ROUNDINGS * by_rounding, MOST_BY_ROUNDING))
     if not error <= most:
         raise refused(kind, f"over our cache its logits differ from transformers' own by {100 * error:.2g} %")
+
+
+@torch.inference_mode()
+def plain_model(
+    decoder: GeneralDecoder, shapes: Sequence[AttentionShape], positions: int
+) -> PlainModel | None:
+    """Return the model as one that our decoder runs, where it computes what the modules do; None: it does not."""
+    if decoder.config.states or not shapes:
+        return None
+    try:
+        plain = PlainModel(decoder.model, decoder.config, shapes, decoder.kernels)
+        ids = _some_tokens(decoder.config.vocab_size)
+        with unrounded(decoder.model):
+            if not plain.is_chain(lambda: _expected(decoder, ids)) or not plain.differs() <= PLAIN_TOLERANCE:
+                return None
+            theirs = _paged(decoder, ids)
+            decoder.own = plain.decoder(decoder.dtype, positions, called)
+            apart = _apart(_paged(decoder, ids), theirs)
+    except Exception as error:  # whatever it is that it has otherwise
+        log.debug("%s is computed by its own modules: %s", decoder.config.architecture, said(error))
+        return None
+    finally:
+        decoder.own = None
+    most = PLAIN_TOLERANCE if decoder.dtype is torch.float32 else TOLERANCE[decoder.dtype]
+    if not apart <= most:
+        return None
+    log.info(
+        "model type %s does what our own decoder does, and is computed by it", decoder.config.architecture
+    )
+    return plain
 
 
 def check_packed(decoder: GeneralDecoder) -> None:

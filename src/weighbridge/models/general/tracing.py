@@ -32,6 +32,9 @@ class AttentionShape:
     value_dim: int
     kept: int
     writes: bool
+    scale: float = 1.0
+    window: int = 0
+    bare: bool = True  # neither soft caps nor sinks
 
     @property
     def kv(self) -> KvShape:
@@ -135,7 +138,17 @@ class _Recorder:
             self._keys.append(key)
         kept = len(self._keys) - 1 if known is None else known
         heads, kv_heads = query.shape[1], key.shape[1]
-        shape = AttentionShape(heads, kv_heads, query.shape[3], value.shape[3], kept, known is None)
+        shape = AttentionShape(
+            heads,
+            kv_heads,
+            query.shape[3],
+            value.shape[3],
+            kept,
+            writes=known is None,
+            scale=asked.scale,
+            window=asked.window,
+            bare=not asked.softcap and asked.sinks is None,
+        )
         self.shapes.append(shape)
         self.within.append(tuple(self._running.names))
         return query.new_empty(1, query.shape[2], heads, value.shape[3])
