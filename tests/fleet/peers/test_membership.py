@@ -241,6 +241,24 @@ async def kept_are(front: Front, prefix: str, wanted: set[str]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_a_gateway_whose_clock_is_ahead_has_no_removal_forgotten(
+    redis: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis.ready()
+    first = Backend("first")
+    async with all_served((first,)), gateways(1, configuration(redis, prefix, [entry(first)])) as (a,):
+        removed = MemberRecord(
+            name="gone", model="m", rest=Rest.REMOVED, version=7, at=time.time(), by="ann", entry={"url": "u"}
+        )
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 365 * 86_400.0)
+        await service_peers(a).board.put(removed, None)
+        for _ in range(3):
+            await service_peers(a).look()
+        assert "gone" in await kept(a, prefix)
+        assert service_peers(a).members.roster.get("gone") is not None
+
+
 async def test_a_removal_is_a_files_or_ends_with_time(redis: Server, prefix: str) -> None:
     """Whoever added a replica and removed it has nothing that brings it back; a file has."""
     async with two_of_three_named(redis, prefix) as (text, second), gateways(2, text) as (a, b):
