@@ -244,9 +244,8 @@ class Peers:
         assert seen.members is not None
         assert self.members is not None
         roster = self.members.roster
-        now = (
-            seen.tenants.at
-        )  # one clock for all: one that is far ahead would have removals forgotten too soon
+        # One clock for all: a gateway's that is far ahead would have removals forgotten too soon.
+        now = seen.tenants.at
         for record in seen.members.values():
             # Of what was removed long ago only somebody who was away for as long has still to hear.
             if not record.is_past(now) or roster.get(record.name) is not None:
