@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from llguidance import LLMatcher
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from weighbridge.engine.batch import Batch, Slice
 from weighbridge.engine.guidance import factory as factory_module
 from weighbridge.engine.guidance.factory import GuideFactory
+from weighbridge.engine.guidance.grammar import LIMITS, grammar_of
 from weighbridge.engine.guidance.matcher import Mask
 from weighbridge.engine.guidance.trial import Trial
+from weighbridge.engine.guidance.vocabulary import Vocabulary, shared
 from weighbridge.engine.request import Guide, Request, SamplingParams
 from weighbridge.engine.sampler import Sampler
 from weighbridge.errors import BadInput, QueueFull
@@ -251,3 +254,67 @@ def test_a_constraint_that_fails_ends_its_own_request(guides: GuideFactory) -> N
         result = sampler.sample(logits, batch)
     assert set(result.errors) == {0}
     assert len(result.tokens[1]) == 1
+
+
+def words() -> Tokenizer:
+    """Words of several bytes, half characters, tokens that are no text, and named ones that are."""
+    backend = alphabet()
+    state = json.loads(backend.to_str())
+    vocabulary = state["model"]["vocab"]
+    pieces = [
+        ("t", "h"),
+        ("th", "e"),
+        ("Ġ", "the"),
+        ("Ã", "©"),
+        ("{", '"'),
+        ('"', ":"),
+        ("1", "2"),
+        ("Ċ", "Ċ"),
+    ]
+    state["model"]["merges"] = [list(pair) for pair in pieces]
+    state["added_tokens"] = []
+    for left, right in pieces:
+        vocabulary[left + right] = len(vocabulary)
+    made = Tokenizer.from_str(json.dumps(state))
+    made.add_special_tokens(["<end>", "<|turn|>", "[CONTROL]"])
+    made.add_tokens(["<tool_call>", "  ", "naïve", "[plain]"])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("regex", r"(?s:.)*"),
+        ("regex", r"[a-z é]{1,9}(<tool_call>|naïve|  |\[CONTROL\])+"),
+        (
+            "json_schema",
+            '{"type":"object","properties":{"the":{"type":"string"},"n":{"type":"number"}},"required":["the","n"]}',
+        ),
+    ],
+)
+def test_a_shared_vocabulary_masks_as_the_librarys_own(kind: str, source: str) -> None:
+    """Bytes and marks of tokens are ours there; the library reads them from a tokenizer's JSON."""
+    backend = words()
+    size = backend.get_vocab_size() + 7  # a model pads its matrix
+    end = backend.token_to_id("<end>")
+    ours = shared(backend, size, [end])
+    assert ours is not None
+    theirs = Vocabulary(backend.to_str(), size, [end]).load()
+    grammar = grammar_of(Guide(kind, source))
+    draw = random.Random(source)
+    for _ in range(40):
+        pair = [LLMatcher(one, grammar, limits=LIMITS) for one in (ours, theirs)]
+        for _ in range(30):
+            masks = [one.compute_bitmask() for one in pair]
+            assert masks[0] == masks[1]
+            allowed = int.from_bytes(masks[0], "little")
+            if pair[0].is_stopped() or not allowed:
+                break
+            token = draw.choice([index for index in range(size) if allowed >> index & 1])
+            assert [one.consume_token(token) for one in pair] == [True, True]
+
+
+def test_the_library_knows_tokens_that_are_no_bytes() -> None:
+    backend = Tokenizer(models.BPE({"▁a": 0, "b": 1, "</s>": 2}, [], byte_fallback=False))
+    backend.decoder = decoders.Metaspace()
+    assert shared(backend, 3, [2]) is None

@@ -92,6 +92,26 @@ def test_equals_kernel_by_kernel(fused: Decoder, data: st.DataObject) -> None:
             break
 
 
+@pytest.mark.parametrize("tokens", [383, 384, 385, 900])
+def test_long_prompts_go_through_the_feed_forward_in_parts(tmp_path: Path, tokens: int) -> None:
+    """Each part reads and writes its own rows of what is as long as the batch."""
+    make_tiny("qwen2", tmp_path)
+    model = decoder(tmp_path, torch.float32, Quantize.INT8)
+    assert model._fused is not None
+    sequences = -(-tokens // (BLOCK * BLOCKS_EACH))
+    counts = [tokens // sequences + (n < tokens % sequences) for n in range(sequences)]
+    caches = [model.allocate_kv(sequences * BLOCKS_EACH, BLOCK) for _ in range(2)]
+    batch = layout([0] * sequences, counts)
+    ids = np.random.default_rng(tokens).integers(0, 64, tokens, np.int32)
+    rows = np.arange(0, tokens, 7, dtype=np.int32)
+    states = [states_of(model, list(range(len(rows)))) for _ in range(2)]
+    with torch.inference_mode():
+        for select in (rows, np.arange(tokens, dtype=np.int32)):
+            ours = model._fused(ids, batch, caches[0], select, states[0])
+            assert torch.equal(ours, model._forward(ids, batch, caches[1], select, states[1]))
+            assert torch.equal(states[0].out, states[1].out)
+
+
 @pytest.mark.parametrize("scheme", [Quantize.NONE, Quantize.INT4, Quantize.INT8])
 def test_every_weight_format(tmp_path: Path, scheme: Quantize) -> None:
     if scheme is Quantize.NONE and not multiplies_bfloat16():

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from weighbridge.engine.guidance.grammar import LIMITS, grammar_of
 from weighbridge.engine.guidance.matcher import Compiled, MaskPools, Matcher, mask_of
-from weighbridge.engine.guidance.trial import CPU_SECONDS, Trial, Vocabulary
+from weighbridge.engine.guidance.trial import CPU_SECONDS, Trial
+from weighbridge.engine.guidance.vocabulary import Vocabulary, shared
 from weighbridge.engine.request import Guide
 from weighbridge.errors import BadInput, QueueFull, said
 
@@ -54,7 +55,8 @@ class GuideFactory:
         with self._preparing:
             if self._prepared is None:
                 try:
-                    tokenizer = self._vocabulary().load()
+                    tokenizer = shared(self._backend, self._vocab_size, self._eos_token_ids)
+                    tokenizer = tokenizer or self._vocabulary().load()
                 except ValueError as error:
                     message = f"outputs of this model cannot be constrained: {said(error)}"
                     raise BadInput(message, param="response_format") from error

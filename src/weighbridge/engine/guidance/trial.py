@@ -14,6 +14,7 @@ import msgspec
 from llguidance import LLMatcher, LLTokenizer
 
 from weighbridge.engine.guidance.grammar import LIMITS, grammar_of, unusable
+from weighbridge.engine.guidance.vocabulary import Vocabulary
 from weighbridge.engine.request import Guide
 from weighbridge.errors import BadInput, Inside, Refused
 from weighbridge.forks import Answer, ForkingProcess, OutOfMemory, OutOfTime, data_bytes, serve
@@ -22,18 +23,6 @@ from weighbridge.forks import Answer, ForkingProcess, OutOfMemory, OutOfTime, da
 CPU_SECONDS = 2.0
 #: Bytes that a compiler may allocate beyond the vocabulary.
 MAX_BYTES = 512 << 20
-
-
-class Vocabulary(msgspec.Struct, frozen=True):
-    """What a tokenizer for constraints is made of."""
-
-    tokenizer: str  # the JSON of a `tokenizers.Tokenizer`
-    size: int
-    eos_token_ids: list[int]
-
-    def load(self) -> LLTokenizer:
-        """Return the prepared vocabulary; takes about 10 us a token, and holds the interpreter meanwhile."""
-        return LLTokenizer(self.tokenizer, n_vocab=self.size, eos_token=self.eos_token_ids)
 
 
 class Tried(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Keep the C library from giving activation memory back to the system after every layer."""
+"""What the C library keeps of free memory: that of activations, and not what loading and preparing left."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ def tune_allocator() -> bool:
     Call it once everything is loaded: what loading left free goes back to the system first. True when the C
     library is glibc and took it; elsewhere nothing happens.
     """
-    if not sys.platform.startswith("linux"):
+    if not give_back():
         return False
     try:
-        library = ctypes.CDLL(None)
-        mallopt = library.mallopt
-        library.malloc_trim(0)
+        mallopt = ctypes.CDLL(None).mallopt
         # One arena: the engine's thread would get one of its own, in heaps of 64 MiB that come and go.
         mallopt(_M_ARENA_MAX, 1)
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, 2 * _THRESHOLD))
+
+
+def give_back() -> bool:
+    """Give what is free back to the system. True when the C library is glibc; elsewhere nothing happens."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return False
+    return True

@@ -72,6 +72,10 @@ class TokenBytes:
             found = self._looked_up[token_id] = self._look_up(token_id)
         return found
 
+    def all(self, size: int) -> Iterator[bytes]:
+        """Of the ids below `size`, in order, and nothing is kept of them."""
+        return map(self._look_up, range(size))
+
     def _look_up(self, token_id: int) -> bytes:
         piece = self._backend.id_to_token(token_id) if token_id >= 0 else None
         if piece is None:

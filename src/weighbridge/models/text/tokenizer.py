@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from weighbridge.errors import BadInput, NeverFits, UnsupportedModel
+from weighbridge.models.compute.allocator import give_back
 from weighbridge.models.text import gguf_tokenizer, hf_tokenizer
 from weighbridge.models.text.block_digests import ROOT
 from weighbridge.models.text.chat_template import Message, plain_messages
@@ -105,6 +106,10 @@ class Tokenizer:
                     logger.info("Texts are encoded without remembering words: %s", error)
                 self._quickened = True
 
+    def _quicken_aside(self) -> None:
+        self.quicken()
+        give_back()  # what reading the vocabulary took
+
     def encode_quickly(self, text: str, add_special_tokens: bool = True) -> list[int] | None:
         """What `encode` returns where that takes 10 to 100 ns a character; None where it takes 500 or more.
 
@@ -141,7 +146,7 @@ class Tokenizer:
         if len(text) >= _ENDLESS_TEXT:
             self.quicken()
         elif len(text) >= _LONG_TEXT and not self._quickened and not self._quickening.locked():
-            threading.Thread(target=self.quicken, name="quicken-tokenizer").start()
+            threading.Thread(target=self._quicken_aside, name="quicken-tokenizer").start()
         quickly = self.encode_quickly(text, add_special_tokens)
         if quickly is not None:
             return quickly

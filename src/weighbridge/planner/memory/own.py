@@ -25,7 +25,9 @@ from weighbridge.planner.model.tensors import HEAD, Kind, Shard, Tensor, all_ten
 
 #: Bytes of a process that serves, without weights and cache, and of each token that its tokenizer knows: with what
 #: constrains answers, and the trees for them.
-PROCESS_BYTES, TOKEN_BYTES = 284 << 20, 1200
+PROCESS_BYTES, TOKEN_BYTES = 284 << 20, 890
+#: Tokens that go through a feed-forward at a time, as in `native/forward.cpp`; with adapters all of a batch do.
+FEED_FORWARD_TOKENS = 384
 #: Beside the workspace of a batch: what Python holds of its requests, and free memory that malloc keeps.
 BATCH_BYTES = 16 << 20
 #: Of what is free, taken by the cache unless told otherwise; `engine.settings` has the same.
@@ -164,22 +166,31 @@ def own_kv_type(name: str, keeping: Keeping) -> KVType:
     return KVType(names[form], float(form.element_bytes), form.scale_bytes, PADDING)
 
 
-def workspace(architecture: Architecture, keeping: Keeping, tokens: int, rows: int) -> float:
+def workspace(
+    architecture: Architecture, keeping: Keeping, tokens: int, rows: int, *, adapted: bool = False
+) -> float:
     """Return the bytes that a batch of `tokens` takes on its way through a layer, and the logits of `rows` of them."""
     hidden, widest = architecture.hidden, 0
+    part = tokens if adapted else min(tokens, FEED_FORWARD_TOKENS)
     for layer in set(architecture.layers):
-        width = 0
-        match layer.feed_forward:
-            case DenseBlock(intermediate, _):
-                width = 3 * intermediate
-            case ExpertBlock() as block:
-                width = block.active * (3 * block.intermediate + hidden)
+        attention = (0, 0)
         if isinstance(layer.mixer, Attention):
             mixer = layer.mixer
-            width += 2 * mixer.heads * mixer.key_dim + mixer.kv_heads * (mixer.key_dim + mixer.value_dim)
-        widest = max(widest, width)
-    each = 4 * hidden + keeping.float_bytes * (2 * hidden + widest)
-    return float(tokens * each + rows * architecture.vocab * (4 + keeping.float_bytes))
+            queries = mixer.heads * mixer.key_dim
+            attention = queries + mixer.kv_heads * (mixer.key_dim + mixer.value_dim), queries
+        match layer.feed_forward:
+            case DenseBlock(intermediate, _):  # lies where attention was
+                halves = (2 * intermediate, intermediate)
+                most = sum([max(tokens * a, part * b) for a, b in zip(attention, halves, strict=True)])
+            case ExpertBlock() as block:
+                most = tokens * (sum(attention) + block.active * (3 * block.intermediate + hidden))
+            case _:
+                most = tokens * sum(attention)
+        widest = max(widest, most)
+    each = 4 * hidden + keeping.float_bytes * 2 * hidden
+    return float(
+        tokens * each + keeping.float_bytes * widest + rows * architecture.vocab * (4 + keeping.float_bytes)
+    )
 
 
 def activation(
@@ -187,8 +198,10 @@ def activation(
 ) -> tuple[Range, str]:
     """Return the GiB of the largest batch that comes, and why."""
     tokens, rows = min(batched, length * (d.concurrency or 1)), d.concurrency or 1
-    value = (workspace(architecture, keeping, tokens, rows) + BATCH_BYTES) / GIB
-    most = (workspace(architecture, keeping, batched, max(rows, 64)) + 2 * BATCH_BYTES) / GIB
+    adapted = bool(d.max_loras)
+    value = (workspace(architecture, keeping, tokens, rows, adapted=adapted) + BATCH_BYTES) / GIB
+    most = workspace(architecture, keeping, batched, max(rows, 64), adapted=adapted)
+    most = (most + 2 * BATCH_BYTES) / GIB
     why = f"a batch of {tokens:,} tokens through the widest layer in {keeping.dtype}, and logits of {rows} of them"
     return Range(value, 0.6 * value, max(most, 1.2 * value)), why
 

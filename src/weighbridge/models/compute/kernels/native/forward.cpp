@@ -21,6 +21,14 @@ void produce_silu(const void *args, int64_t begin, int64_t end) {
   active_elementwise().silu_mul(*static_cast<const SiluArgs *>(args), begin, end);
 }
 
+// Tokens that go through the two halves of a feed-forward at a time: their activations are the widest of all by far. A
+// multiple of `smallest_block`, in which wide matrices multiply; adapters have the rows of the whole batch in order.
+constexpr int64_t feed_forward_block = 4 * smallest_block;
+
+int64_t feed_forward_tokens(int64_t tokens, bool adapted) {
+  return adapted ? tokens : std::min(tokens, feed_forward_block);
+}
+
 int64_t bytes_of(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
 
 void check_range(const int32_t *values, int64_t count, int64_t limit, const char *what) {
@@ -39,15 +47,16 @@ void check_projection(const Projection &projection, const char *what, int64_t ro
 
 }  // namespace
 
-// Activations of one batch, all of its tokens, one layer at a time.
+// Activations of one batch, one layer at a time: all of its tokens, or `part` of them. What a feed-forward makes lies
+// where attention was.
 struct Forward::Workspace {
   float *residual;   // [tokens, hidden]
   char *hidden;      // [tokens, hidden]: behind a norm
-  char *qkv;         // [tokens, (heads + 2 kv heads) * head_dim]
-  char *attended;    // [tokens, heads * head_dim]
   char *projected;   // [tokens, hidden]: added to the residual by the next norm
-  char *gate_up;     // [tokens, 2 intermediate]
-  char *gated;       // [tokens, intermediate]
+  char *qkv;         // [tokens, (heads + 2 kv heads) * head_dim]
+  char *gate_up;     // [part, 2 intermediate]
+  char *attended;    // [tokens, heads * head_dim]
+  char *gated;       // [part, intermediate]
   uint8_t *scratch;  // activations as a linear layer reads them
   float *inner;      // what the first matrices of adapters make of the rows of a layer's input
 };
@@ -74,14 +83,15 @@ struct Forward::Pass {
     team.barrier();
   }
 
-  void linear(void *out, const PackedMatrix &matrix, const void *x, Producer producer) {
-    const LinearArgs args{out,    x, model.shape_.dtype, tokens, matrix, work.scratch, block_tokens(matrix, tokens),
+  void linear(void *out, const PackedMatrix &matrix, const void *x, Producer producer, int64_t count) {
+    const LinearArgs args{out, x, model.shape_.dtype, count, matrix, work.scratch, block_tokens(matrix, count),
                           producer};
     active_linear().linear(args, team);
   }
 
-  void project(void *out, const Projection &projection, const void *x, Producer producer) {
-    linear(out, projection.matrix, x, producer);
+  // `count` tokens; where adapters add something, all of them.
+  void project(void *out, const Projection &projection, const void *x, Producer producer, int64_t count) {
+    linear(out, projection.matrix, x, producer, count);
     if (groups == nullptr || projection.added.count == 0) return;
     const auto &runs = groups->runs();
     const LowRankArgs args{out, x, &projection.added, groups->order().data(), runs.data(), (int64_t)runs.size(),
@@ -92,11 +102,6 @@ struct Forward::Pass {
   NormArgs norm_of(const float *weight, const void *added) const {
     const ModelShape &shape = model.shape_;
     return {work.hidden, work.residual, added, weight, shape.dtype, shape.hidden, shape.eps};
-  }
-
-  void normed_project(void *out, const Projection &projection, const float *weight, const void *added) {
-    const NormArgs norm = norm_of(weight, added);
-    project(out, projection, work.hidden, {produce_norm, &norm});
   }
 
   void embed() {
@@ -167,9 +172,17 @@ struct Forward::Pass {
 
   void feed_forward(const LayerWeights &layer) {
     const ModelShape &shape = model.shape_;
-    normed_project(work.gate_up, layer.gate_up, layer.post_attention_norm, work.projected);
+    const int64_t most = feed_forward_tokens(tokens, groups != nullptr);
+    const int64_t width = shape.hidden * bytes_of(shape.dtype);
     const SiluArgs silu{work.gated, work.gate_up, shape.dtype, shape.intermediate};
-    project(work.projected, layer.down, work.gated, {produce_silu, &silu});
+    for (int64_t begin = 0; begin < tokens; begin += most) {
+      const int64_t count = std::min(most, tokens - begin);
+      char *hidden = work.hidden + begin * width, *projected = work.projected + begin * width;
+      const NormArgs norm{hidden,      work.residual + begin * shape.hidden, projected, layer.post_attention_norm,
+                          shape.dtype, shape.hidden,                         shape.eps};
+      project(work.gate_up, layer.gate_up, hidden, {produce_norm, &norm}, count);
+      project(projected, layer.down, work.gated, {produce_silu, &silu}, count);
+    }
   }
 
   void run() {
@@ -177,17 +190,18 @@ struct Forward::Pass {
     const int last = (int)model.layers_.size() - 1;
     for (int index = 0; index <= last; index++) {
       const LayerWeights &layer = model.layers_[index];
-      normed_project(work.qkv, layer.qkv, layer.input_norm, index == 0 ? nullptr : work.projected);
+      const NormArgs norm = norm_of(layer.input_norm, index == 0 ? nullptr : work.projected);
+      project(work.qkv, layer.qkv, work.hidden, {produce_norm, &norm}, tokens);
       attend(index);
       if (index == last && batch.num_rows < batch.tokens) {
         select_rows();
         if (tokens == 0) return;
       }
-      project(work.projected, layer.output, work.attended, {nullptr, nullptr});
+      project(work.projected, layer.output, work.attended, {nullptr, nullptr}, tokens);
       feed_forward(layer);
     }
     const NormArgs norm = norm_of(model.weights_.final_norm, work.projected);
-    linear(batch.logits, model.weights_.lm_head, work.hidden, {produce_norm, &norm});
+    linear(batch.logits, model.weights_.lm_head, work.hidden, {produce_norm, &norm}, tokens);
     keep_states();
   }
 };
@@ -275,18 +289,17 @@ Forward::Workspace Forward::lay_out(const ForwardBatch &batch) {
   }
   needs(weights_.lm_head, tokens);
   const int64_t adapted = batch.groups == nullptr ? 0 : (int64_t)batch.groups->order().size();
+  const int64_t part = feed_forward_tokens(tokens, batch.groups != nullptr);
   const int64_t sizes[] = {tokens * shape_.hidden * (int64_t)sizeof(float),
                            tokens * shape_.hidden * element,
-                           tokens * qkv * element,
-                           tokens * heads * element,
                            tokens * shape_.hidden * element,
-                           tokens * 2 * shape_.intermediate * element,
-                           tokens * shape_.intermediate * element,
+                           std::max(tokens * qkv, part * 2 * shape_.intermediate) * element,
+                           std::max(tokens * heads, part * shape_.intermediate) * element,
                            scratch,
                            adapted * inner * (int64_t)sizeof(float)};
   const auto parts = memory_.parts(sizes);
-  return {reinterpret_cast<float *>(parts[0]), parts[1], parts[2], parts[3], parts[4], parts[5], parts[6],
-          reinterpret_cast<uint8_t *>(parts[7]), reinterpret_cast<float *>(parts[8])};
+  return {reinterpret_cast<float *>(parts[0]), parts[1], parts[2], parts[3], parts[3], parts[4], parts[4],
+          reinterpret_cast<uint8_t *>(parts[5]), reinterpret_cast<float *>(parts[6])};
 }
 
 void Forward::run(const ForwardBatch &batch, const KvPool &pool, int threads) {
