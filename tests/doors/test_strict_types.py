@@ -151,8 +151,10 @@ def test_models(door: str, doors: Doors) -> None:
 @pytest.mark.parametrize("door", DOORS)
 def test_files_and_batches(door: str, doors: Doors) -> None:
     at = doors[False][door]
-    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"}
-    text = json.dumps({**line, "body": {"model": at.model, "messages": HI, "max_tokens": 2}})
+    line = {"method": "POST", "url": "/v1/chat/completions"}
+    body = {"model": at.model, "messages": HI, "max_tokens": 200, "ignore_eos": True}
+    # As many as are not done before they are cancelled.
+    text = "\n".join(json.dumps({**line, "custom_id": str(n), "body": body}) for n in range(200))
     parts = ['--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n']
     parts += [
         f'--x\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{text}\r\n--x--\r\n'

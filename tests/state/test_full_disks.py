@@ -54,16 +54,20 @@ class Batches:
 
 class Changes:
     def __init__(self, disk: Path) -> None:
-        self._disk = disk
-        self._log = ChangeLog(disk / "changes.jsonl")
+        self._path = disk / "changes.jsonl"
+        self._log = ChangeLog(self._path)
+        self._read: tuple[int, set[str]] = (-1, set())
 
     def write(self, number: int) -> None:
         self._log.write(FleetChange(NOW, "me", FleetAct.REMOVE, f"c{number}", "m", "here" * 500, None))
 
     def has(self, number: int) -> bool:
-        """Whether one who reads the file anew knows it."""
-        again = ChangeLog(self._disk / "changes.jsonl")
-        return any(getattr(one, "replica", "") == f"c{number}" for one in again.latest(10_000))
+        """Whether one who reads the file anew knows it; that is done once for as long as it is."""
+        size = self._path.stat().st_size
+        if size != self._read[0]:
+            again = ChangeLog(self._path).latest(10_000)
+            self._read = size, {getattr(one, "replica", "") for one in again}
+        return f"c{number}" in self._read[1]
 
     def close(self) -> None:
         pass

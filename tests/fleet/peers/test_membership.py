@@ -317,8 +317,11 @@ async def test_a_look_costs_one_command_and_a_request_none(redis: Server, prefix
     first = Backend("first")
     async with all_served((first,)), gateways(1, configuration(redis, prefix, [entry(first)])) as (a,):
         peers = service_peers(a)
-        peers._looking.cancel()  # type: ignore[union-attr]
-        await asyncio.sleep(0)
+        looking = peers._looking
+        assert looking is not None
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        await peers.look()  # behind what it had asked for
         client = peers.board._redis
         before = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
         for _ in range(20):

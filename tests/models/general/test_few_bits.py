@@ -110,7 +110,7 @@ def test_every_format_means_what_its_authors_say(format: str, tmp_path: Path) ->
         assert linear.forms == [FORMATS[format][2]]
 
 
-@pytest.mark.parametrize("format", ["awq", "fp8 blocks"])
+@pytest.mark.parametrize("format", ["awq", pytest.param("fp8 blocks", marks=pytest.mark.proof)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_matrices_find_their_places(kind: str, format: str, tmp_path: Path) -> None:
     save_shrunk(kind, tmp_path)
