@@ -265,6 +265,12 @@ class TestReceipts:
         first.shared.gateway, other.shared.gateway = "first", "other"
         return first, other
 
+    async def behind_the_kill(self, other: Door) -> None:
+        """The first one is gone, and what it held is looked at with the next request."""
+        other.shared.gone = lambda: ["first"]
+        await other.reserve("two", 1)
+        await other.settle("two", 0)
+
     async def test_what_is_charged_before_its_end_is_charged_once_and_as_it_ended(
         self, redis: Server
     ) -> None:
@@ -309,9 +315,7 @@ class TestReceipts:
         await first.settle("one", 20, 2.0)
         await other.shared.charge("t", "one", 20, 2.0)
         await other.settle("one", 20, 2.0)
-        other.shared.gone = lambda: ["first"]
-        await other.reserve("two", 1)
-        await other.settle("two", 0)
+        await self.behind_the_kill(other)
         assert (used(redis, "usd"), used(redis, "tokens"), counted(redis, "reserved")) == (4.0, 40, {})
         await closed(first, other)
 
@@ -321,9 +325,7 @@ class TestReceipts:
         await first.shared.charge("t", "mine/one", 20, 2.0)
         await other.reserve("one", 400, 3.0)
         await other.settle("one", 20, 2.0)
-        other.shared.gone = lambda: ["first"]
-        await other.reserve("two", 1)
-        await other.settle("two", 0)
+        await self.behind_the_kill(other)
         assert used(redis, "usd") == 4.0
         await closed(first, other)
 

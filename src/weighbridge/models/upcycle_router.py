@@ -89,18 +89,11 @@ def hidden_states(decoder: Decoder, tokens: Sequence[int]) -> list[torch.Tensor]
     """Return what enters the feed-forward block of each layer: float32 [tokens, hidden]."""
     count = min(len(tokens), decoder.config.max_position_embeddings)
     blocks = -(-count // _BLOCK)
-    positions = np.arange(count, dtype=np.int32)
-    layout = BatchLayout(
-        positions=positions,
-        slots=positions.copy(),
-        query_starts=np.array([0, count], np.int32),
-        context_lens=np.array([count], np.int32),
-        block_tables=np.arange(blocks, dtype=np.int32)[None, :].copy(),
-    )
+    layout = BatchLayout.of_one_text(count, _BLOCK)
     listeners = [_Listener(layer.mlp) for layer in decoder.layers]
     layers = [replace(layer, mlp=ear) for layer, ear in zip(decoder.layers, listeners, strict=True)]
     listening = Decoder(replace(decoder.weights, layers=layers), decoder.kernels)
     listening.forward(
-        np.array(tokens[:count], np.int32), layout, decoder.allocate_kv(blocks, _BLOCK), positions
+        np.array(tokens[:count], np.int32), layout, decoder.allocate_kv(blocks, _BLOCK), layout.positions
     )
     return [listener.inputs for listener in listeners if listener.inputs is not None]

@@ -80,9 +80,13 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "the server failed on this request; its log says why", kind="server_error")
 
 
+def openai_fields(error: ApiError) -> dict[str, Any]:
+    """An error's fields as OpenAI names them."""
+    return {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}
+
+
 def error_body(error: ApiError) -> bytes:
-    fields = {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}
-    return msgspec.json.encode({"error": fields})
+    return msgspec.json.encode({"error": openai_fields(error)})
 
 
 def error_event(error: ApiError) -> bytes:

@@ -53,40 +53,29 @@ RESERVE = (
     _COMMON
     + """
 local amounts = {tonumber(ARGV[2]), 1, tonumber(ARGV[3])}
-local oldest = tonumber(ARGV[9])
-if ARGV[10] ~= '' then
-  local gone = {}
-  for name in string.gmatch(ARGV[10], '%S+') do gone[name] = true end
-  local open = redis.call('HGETALL', KEYS[4])
-  for n = 1, #open, 2 do
-    local gateway = string.match(open[n], '^([^/]+)/')
-    local is_paid = says(open[n + 1], 'paid')
-    if gateway and gone[gateway] and (not is_paid or says(open[n + 1], 'again')) then
-      local was = parse(open[n + 1])
-      redis.call('HDEL', KEYS[4], open[n])
-      adjust(1, was[3], is_paid and -was[6] or -was[1])
-      adjust(2, was[3], -1)
-      adjust(3, was[4], -was[2])
-    end
-  end
-end
+local oldest, gone = tonumber(ARGV[9]), {}
+for name in string.gmatch(ARGV[10], '%S+') do gone[name] = true end
 local held, records, twins = 0, redis.call('HGETALL', KEYS[4]), {}
 local id, latest = string.match(ARGV[1], '^[^/]+(/.*)$'), now + tonumber(ARGV[4])
 for n = 1, #records, 2 do
-  local record = parse(records[n + 1])
-  if record[5] > latest + 1 then
+  local record, is_paid = parse(records[n + 1]), says(records[n + 1], 'paid')
+  local gateway, its_id = string.match(records[n], '^([^/]+)(/.*)$')
+  local is_void = gateway and gone[gateway] and (not is_paid or says(records[n + 1], 'again'))
+  if is_void then
+    adjust(1, record[3], is_paid and -record[6] or -record[1])
+    adjust(2, record[3], -1)
+    adjust(3, record[4], -record[2])
+  elseif record[5] > latest + 1 then
     local first, third = near(1, record[3]), near(3, record[4])
     records[n + 1] = string.format('%d %.12g %d %d %.6f', record[1], record[2], first, third, latest)
       .. string.match(records[n + 1], '^%S+ %S+ %S+ %S+ %S+(.*)$')
     redis.call('HSET', KEYS[4], records[n], records[n + 1])
   end
-  if record[5] < now then
+  if is_void or record[5] < now then
     redis.call('HDEL', KEYS[4], records[n])
   else
     held = held + record[1]
-    if id and string.sub(records[n], -#id) == id and string.match(records[n], '^[^/]+(/.*)$') == id then
-      twins[#twins + 1] = n
-    end
+    if id and its_id == id then twins[#twins + 1] = n end
   end
 end
 if oldest > slots[3] then oldest = slots[3] - 96 end
@@ -147,13 +136,13 @@ return reply(-1)
 )
 
 #: KEYS: the four hashes. ARGV: request id, tokens and dollars it used, dollars that were used while Redis was away,
-#: whether a request that is not reserved is to be added (1) or left alone (0), those dollars too, and whether to keep a
-#: receipt (1). Where there is one, it was charged before, and the difference is added.
+#: whether a request that is not reserved is to be added (1) or left alone (0), those dollars too, and the seconds that
+#: a receipt may last, 0 for none. Where there is one, it was charged before, and the difference is added.
 SETTLE = (
     _COMMON
     + """
 local record = redis.call('HGET', KEYS[4], ARGV[1])
-local tokens, usd, owed = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local tokens, usd, owed, lasts = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
 local function keep(first, third, ends, again)
   redis.call('HSET', KEYS[4], ARGV[1],
     string.format('0 %s %d %d %.6f %d paid', ARGV[3], first, third, ends, tokens) .. again)
@@ -163,7 +152,7 @@ if record then
   local was = parse(record)
   adjust(1, was[3], tokens - (says(record, 'paid') and was[6] or was[1]))
   adjust(3, was[4], usd - was[2])
-  if ARGV[6] == '1' then
+  if lasts > 0 then
     keep(was[3], was[4], was[5], says(record, 'again') and ' again' or '')
   else
     redis.call('HDEL', KEYS[4], ARGV[1])
@@ -171,7 +160,7 @@ if record then
 elseif ARGV[5] == '1' then
   add(1, slots[1], tokens)
   add(3, slots[3], usd)
-  if ARGV[6] == '1' then keep(slots[1], slots[3], now + 3600, '') end
+  if lasts > 0 then keep(slots[1], slots[3], now + lasts, '') end
 else
   owed = 0
 end

@@ -275,7 +275,7 @@ class SharedLimits:
             f"{one.usd:.12g}",
             f"{one.owed:.12g}",
             int(adds),
-            int(one.keeps_receipt),
+            LEASE_SECONDS if one.keeps_receipt else 0,
             one.slot,
         ]
         self.operations += 1

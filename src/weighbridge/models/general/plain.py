@@ -163,7 +163,9 @@ class PlainModel:
         )
         decoder = Decoder(weights, self._kernels)
         rows = np.arange(_TRIED, dtype=np.int32)
-        ours = decoder.forward(rows, _one_text(rows), decoder.allocate_kv(1, _BLOCK), rows)
+        ours = decoder.forward(
+            rows, BatchLayout.of_one_text(_TRIED, _BLOCK), decoder.allocate_kv(1, _BLOCK), rows
+        )
         theirs = F.rms_norm(theirs[0], (self.config.hidden_size,), eps=self.config.rms_norm_eps)
         return float((ours - theirs).norm() / theirs.norm())
 
@@ -273,17 +275,6 @@ class _CausalAttention:
             query, key, value, attn_mask=seen, scale=asked.scale, enable_gqa=True
         )
         return found.transpose(1, 2)
-
-
-def _one_text(positions: np.ndarray) -> BatchLayout:
-    count = len(positions)
-    return BatchLayout(
-        positions=positions,
-        slots=positions,
-        query_starts=np.array([0, count], np.int32),
-        context_lens=np.array([count], np.int32),
-        block_tables=np.zeros((1, 1), np.int32),
-    )
 
 
 def _either(parent: Any, one: tuple[str, ...], several: tuple[str, ...]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import LONGEST_SALT, Ask, Extension, Fields
 from weighbridge.wire.body import decode
-from weighbridge.wire.errors import ApiError, quoted
+from weighbridge.wire.errors import ApiError, openai_fields, quoted
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import chat
 from weighbridge.wire.protocols.names import Names
@@ -212,8 +212,8 @@ class ResponsesProtocol(WireProtocol):
         return response_encoder(ask)
 
     def error(self, error: ApiError, request: str = "") -> bytes:
-        fields = {"message": _names.message(error), "type": error.kind, "param": _names.param(error)}
-        return _encode({"error": fields | {"code": error.code}})
+        named = {"message": _names.message(error), "param": _names.param(error)}
+        return _encode({"error": openai_fields(error) | named})
 
 
 def response_encoder(ask: Ask, ended: Callable[[dict[str, Any]], None] | None = None) -> ResponsesEncoder:

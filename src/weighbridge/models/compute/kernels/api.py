@@ -35,6 +35,18 @@ class BatchLayout:
     block_tables: Int32
     state_slots: Int32 | None = None
 
+    @classmethod
+    def of_one_text(cls, count: int, block_size: int) -> BatchLayout:
+        """All of a text of `count` tokens at once, in the first blocks of a cache."""
+        positions = np.arange(count, dtype=np.int32)
+        return cls(
+            positions=positions,
+            slots=positions.copy(),
+            query_starts=np.array([0, count], np.int32),
+            context_lens=np.array([count], np.int32),
+            block_tables=np.arange(-(-count // block_size), dtype=np.int32)[None, :].copy(),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class States:

@@ -99,9 +99,17 @@ struct Forward::Pass {
     active_low_rank().add(args, team);
   }
 
-  NormArgs norm_of(const float *weight, const void *added) const {
+  // From the token `begin` on; null: nothing is added.
+  NormArgs norm_of(const float *weight, const char *added, int64_t begin = 0) const {
     const ModelShape &shape = model.shape_;
-    return {work.hidden, work.residual, added, weight, shape.dtype, shape.hidden, shape.eps};
+    const int64_t skipped = begin * shape.hidden * bytes_of(shape.dtype);
+    return {work.hidden + skipped,
+            work.residual + begin * shape.hidden,
+            added == nullptr ? nullptr : added + skipped,
+            weight,
+            shape.dtype,
+            shape.hidden,
+            shape.eps};
   }
 
   void embed() {
@@ -177,11 +185,9 @@ struct Forward::Pass {
     const SiluArgs silu{work.gated, work.gate_up, shape.dtype, shape.intermediate};
     for (int64_t begin = 0; begin < tokens; begin += most) {
       const int64_t count = std::min(most, tokens - begin);
-      char *hidden = work.hidden + begin * width, *projected = work.projected + begin * width;
-      const NormArgs norm{hidden,      work.residual + begin * shape.hidden, projected, layer.post_attention_norm,
-                          shape.dtype, shape.hidden,                         shape.eps};
-      project(work.gate_up, layer.gate_up, hidden, {produce_norm, &norm}, count);
-      project(projected, layer.down, work.gated, {produce_silu, &silu}, count);
+      const NormArgs norm = norm_of(layer.post_attention_norm, work.projected, begin);
+      project(work.gate_up, layer.gate_up, work.hidden + begin * width, {produce_norm, &norm}, count);
+      project(work.projected + begin * width, layer.down, work.gated, {produce_silu, &silu}, count);
     }
   }
 
